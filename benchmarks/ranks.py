@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 LIMIT_SECONDS = 1800
@@ -48,7 +49,12 @@ def run_ranks(program: Sequence[str], num_ranks: int, environment: Mapping[str, 
         SystemExit: with its output, if a rank fails.
     """
     processes = start_ranks(program, num_ranks, environment)
-    texts = [process.communicate(timeout=LIMIT_SECONDS)[0] for process in processes]
+    try:
+        with ThreadPoolExecutor(num_ranks) as pool:  # all at once: a rank whose pipe is full makes the others wait
+            texts = list(pool.map(lambda process: process.communicate(timeout=LIMIT_SECONDS)[0], processes))
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.returncode for process in processes):
         sys.exit(f"{' '.join(program)} failed:\n" + "\n".join(text[-3000:] for text in texts))
     return texts[0]

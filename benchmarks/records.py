@@ -161,9 +161,8 @@ class RecordFile:
         return content["title"], Environment(**content["environment"]), records
 
     def end(self) -> None:
-        """Write the Markdown beside the JSON, and print a table of everything."""
+        """Print a table of everything."""
         title, environment, records = self.read()
-        write_text(self.path.with_suffix(".md"), self.markdown())
         print_table(title, environment, summaries(records))
         print(f"records: {self.path}, {self.path.with_suffix('.md').name}")
 
@@ -182,6 +181,7 @@ class RecordFile:
             "records": [dataclasses.asdict(record) for record in records],
         }
         write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.path.with_suffix(".md"), self.markdown())
 
 
 LEGEND = "Repeats: median (minimum to maximum). Load: processes that ran or waited for a CPU, these included."
@@ -231,9 +231,10 @@ def filled(page: str, folder: Path = RESULTS) -> str:
     def block(matched: re.Match[str]) -> str:
         name, part = matched[1].split("/", 1)
         begin, file = BEGIN.format(name=matched[1]), newest(name, folder)
-        if file is None:
+        records = [] if file is None else file.read()[2]
+        if file is None or part not in parts_of(records):  # or it was skipped, or the benchmark ended before
             return f"{begin}\n\n{part[:1].upper()}{part[1:]}: not measured.\n\n{END}"
-        _, environment, records = file.read()
+        environment = file.read()[1]
         source = (
             f"`{environment.command}`: {environment.started}, commit {environment.commit}, {environment.hardware} "
             f"(`benchmarks/results/{file.path.name}`)."

@@ -2,15 +2,15 @@
 
     python benchmarks/training_speed.py [--repeats N] [--steps N]
 
-A Llama of 0.7 million weights in fp32, careers of random tokens with the lengths of the NLSY97, one thread a rank. In
-each repeat all settings take turns, on two ranks and on one; a figure is the median of `--steps` steps after two that
-are not counted. benchmarks/utilization.py says what the columns are.
+A Llama of 0.8 million weights in fp32, careers of random tokens with the lengths of the NLSY97, one thread a rank. In
+each repeat all settings take turns, on two ranks and on one; a figure is the median of `--steps` steps after a first
+one that is not counted. benchmarks/utilization.py says what the columns are.
 
     weak scaling     2,048 slots for each rank    } efficiency: the speed of a rank beside that of one alone
     strong scaling   2,048 slots for all ranks    }
     communication    share of a step in collectives, with the waiting for the other rank
     start-up         from the start of launch/train.py to its first step, the store being there
-    checkpoint       45 million weights and Adam's moments, with fsync and checksums; read back in the same process
+    checkpoint       50 million weights and Adam's moments, with fsync and checksums; read back in the same process
 """
 
 from __future__ import annotations
@@ -157,19 +157,21 @@ def checkpoint(folder: Path, ranks: DistributedContext) -> Record:
     """Measure saving and loading. Collective."""
     settings = settings_for(SAVED, *FP32, "zero.stage=2")
     engine = open_engine(SAVED, settings, ranks)
-    rows = rows_of_careers(1, 512, SAVED.num_ids, seed=ranks.rank)
-    timed_steps(engine, [rows], 512)  # Adam has moments from here on
+    batch = pack_batch(rows_of_careers(1, 512, SAVED.num_ids, seed=ranks.rank), 512)
+    (weight,) = ranks.sum(len(batch.scored_N))
+    take_step(engine, batch, weight)  # Adam has moments from here on
     ranks.barrier()
     started = time.perf_counter()
     save_checkpoint(engine, folder, step=1, run="", state={})
     ranks.barrier()
-    saved = time.perf_counter()
+    saving = time.perf_counter() - started
+    num_bytes = sum(path.stat().st_size for path in checkpoint_folder(folder, 1).rglob("*"))
+    ranks.barrier()
+    started = time.perf_counter()
     manifest = check_checkpoint(checkpoint_folder(folder, 1))
     load_checkpoint(engine, checkpoint_folder(folder, 1), manifest, updates=1)
     ranks.barrier()
-    loaded = time.perf_counter()
-    num_bytes = sum(path.stat().st_size for path in checkpoint_folder(folder, 1).rglob("*"))
-    megabytes, saving, loading = num_bytes / 1e6, saved - started, loaded - saved
+    megabytes, loading = num_bytes / 1e6, time.perf_counter() - started
     numbers = {
         "MB": megabytes, "save_seconds": saving, "save_MB_per_second": megabytes / saving, "load_seconds": loading,
         "load_MB_per_second": megabytes / loading,

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.processes import PROJECT
+from helpers.processes import PROJECT, differing_variables, rank_environment
+
+from laborllm_dist.io.console import configure_logging
 
 PACKAGE = PROJECT / "laborllm_dist"
 # A package imports itself and those before it.
@@ -156,3 +158,8 @@ def test_tests_begin_with_the_usual_ctrl_c_however_they_are_started() -> None:
     program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_ranks_that_a_test_starts_can_be_forked() -> None:
+    configure_logging()  # as conftest.py and every command do
+    assert differing_variables(rank_environment()) == []

@@ -26,6 +26,7 @@ from laborllm_dist.errors import ModelError, SettingsError, missing_package
 
 # Prefixes of the classes of a model type whose norms, rotary embeddings and MLP are Llama's.
 CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+PLAIN = "compute.kernels=plain (kernels=plain in an evaluation)"
 ROTATION = "apply_rotary_pos_emb"  # the function that the attention of these types calls
 
 
@@ -147,7 +148,7 @@ def use_kernels(model: nn.Module, source: KernelSource) -> None:
 
 
 def _unsupported(known: str, source: KernelSource) -> ModelError:
-    return ModelError(f"compute.kernels={source} knows {known}; set compute.kernels=plain", code="kernels-unsupported")
+    return ModelError(f"compute.kernels={source} knows {known}; set {PLAIN}", code="kernels-unsupported")
 
 
 def _fuse_norm(module: Any, kernels: FusedKernels) -> None:
@@ -169,8 +170,7 @@ def _fuse_attention(module: Any, kernels: FusedKernels) -> None:
     original = type(module).forward
     if not inspect.isfunction(original) or ROTATION not in original.__code__.co_names:
         raise ModelError(
-            f"{type(module).__name__} of this version of transformers does not call {ROTATION}; set "
-            "compute.kernels=plain",
+            f"{type(module).__name__} of this version of transformers does not call {ROTATION}; set {PLAIN}",
             code="kernels-unsupported",
         )
     forward = FunctionType(
@@ -192,9 +192,9 @@ def check_training_kernels(compute: ComputeSettings, device: torch.device) -> No
         MissingPackageError: without liger-kernel.
     """
     if compute.loss == "liger":
-        _check_liger("compute.loss", "chunked, which gives the same loss", device)
+        _check_liger("compute.loss", "compute.loss=chunked, which gives the same loss", device)
     if compute.kernels == "liger":
-        _check_liger("compute.kernels", "plain, which differs by rounding only", device)
+        _check_liger("compute.kernels", f"{PLAIN}, which differs by rounding only", device)
     if compute.kernels == "compiled":
         _check_compiler(device)
 
@@ -219,14 +219,14 @@ def _check_compiler(device: torch.device) -> None:
     except RuntimeError as error:  # the base of the compiler's errors
         raise SettingsError(
             f"compute.kernels=compiled: torch.compile does not work here ({_reason(error)}); it needs a C++ compiler, "
-            "and on a GPU Triton; install them, or set compute.kernels=plain",
+            f"and on a GPU Triton; install them, or set {PLAIN}",
             code="not-compiled",
         ) from None
 
 
 def _check_liger(setting: str, other: str, device: torch.device) -> None:
     if device.type != "cuda":
-        raise SettingsError(f"{setting}=liger runs on CUDA only; set {setting}={other}", code="liger-needs-cuda")
+        raise SettingsError(f"{setting}=liger runs on CUDA only; set {other}", code="liger-needs-cuda")
     if importlib.util.find_spec("liger_kernel") is None:
         raise missing_package("liger_kernel")
 

@@ -34,7 +34,7 @@ FROM_SCRATCH = "scratch"
 
 @dataclass(frozen=True, slots=True)
 class BaselineLoss:
-    """The loss of a baseline: in the sample, then on each resample of people, [1 + D]."""
+    """The loss of a baseline: in the sample, then on each resample of people, [1 + D]; of one person alone [1]."""
 
     file: ScoreFile
     num_observations: int  # that it was trained on
@@ -116,7 +116,7 @@ def read_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> Sweep
     person_of_row, num_people = number_people(files[0].table)
     people = ResampledPeople(person_of_row, num_people, None, settings.bootstrap_draws, settings.seed)
     means = resample_means(np.stack(scored), np.zeros((1, len(person_of_row)), dtype=np.int64), people)
-    loss_FM = -np.concatenate([means.sample_MG.T, means.draws_MGD[:, 0].T])
+    loss_FM = -np.concatenate([means.sample_MG.T, means.draws_MGD[:, 0].T] if num_people > 1 else [means.sample_MG.T])
     if truth is not None:
         loss_FM = loss_FM[:, :-1] - loss_FM[:, -1:]
     num_points = len(files)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,13 +53,20 @@ OF_A_RANK = (
 # Each has an order of sets of strings of its own. Ranks of one run are from different ones, and a rank that is started
 # again is from another one than before, as with new interpreters: nothing may depend on that order.
 NUM_FORKING = 3
-# What libraries set in the process of the tests when they are imported; a rank that starts does not have it.
-OF_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK")
+# pyarrow's allocator makes no thread; torch reads its level of logging when it is imported, in a rank after it was set.
+OF_FORKING = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+# What libraries and `configure_logging` set in the process of the tests; a rank that starts does not have it.
+OF_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCH_CPP_LOG_LEVEL")
+
+
+def rank_environment() -> dict[str, str]:
+    """Return the environment that a rank is started with now."""
+    return {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
+
+
 # As the session began: what a test sets for itself must not stay with the processes that later tests fork from.
-ENVIRONMENT = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
-
-
-SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+ENVIRONMENT = rank_environment()
+SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
 
 
 def address_of(name: str) -> str:
@@ -77,6 +85,12 @@ def claimed(name: str) -> socket.socket | None:
     return held
 
 
+def differing_variables(environment: dict[str, str]) -> list[str]:
+    """Return the variables under which what was imported may be other than under this environment; a test may set some."""
+    names = (ENVIRONMENT.keys() | environment.keys()) - set(OF_A_RANK)
+    return sorted(name for name in names if ENVIRONMENT.get(name) != environment.get(name))
+
+
 class ForkingProgram:
     """A process that has imported what ranks need (programs/fork_server.py), and forks them."""
 
@@ -90,7 +104,7 @@ class ForkingProgram:
                     [sys.executable, str(PROJECT / "tests/programs/fork_server.py"), str(listener.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={**ENVIRONMENT, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's: no thread
+                    env={**ENVIRONMENT, **OF_FORKING},
                     pass_fds=[listener.fileno()],
                     start_new_session=True,
                 )
@@ -106,14 +120,6 @@ class ForkingProgram:
         self._socket.settimeout(300)
         if not self._socket.recv(1024):
             raise ConnectionError("tests/programs/fork_server.py has ended")
-
-    def serves(self, environment: dict[str, str]) -> bool:
-        """Return whether what was imported would be the same under this environment; a test may set another one."""
-        names = (ENVIRONMENT.keys() | environment.keys()) - set(OF_A_RANK)
-        other = sorted(name for name in names if ENVIRONMENT.get(name) != environment.get(name))
-        if other:
-            warnings.warn(f"ranks by new interpreters, since the environment differs: {', '.join(other)}", stacklevel=4)
-        return not other
 
     def fork(self, command: Sequence[str], environment: dict[str, str], output: BinaryIO) -> ForkedRank:
         request = {"command": list(command), "environment": environment, "folder": str(Path.cwd())}
@@ -190,8 +196,9 @@ def start_rank(
     program = None if number is None else _forking.get(number % NUM_FORKING)
     if program is not None:
         try:
-            if program.serves(environment):
+            if not (other := differing_variables(environment)):
                 return program.fork(command, environment, output)
+            warnings.warn(f"ranks by new interpreters, since the environment differs: {', '.join(other)}", stacklevel=3)
         except OSError as error:
             warnings.warn(f"rank by a new interpreter, since none could be forked: {error}", stacklevel=2)
     return subprocess.Popen(
@@ -226,7 +233,7 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
     processes = []
     with log.open("ab") as output:
         for rank, number in enumerate(numbers):
-            environment = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
+            environment = rank_environment()
             if world_size:
                 environment |= {
                     "RANK": str(rank),
