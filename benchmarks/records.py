@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -139,8 +140,8 @@ class RecordFile:
         """Make the file of a benchmark that starts now; that of an earlier start on the same day stays."""
         now = datetime.now().astimezone()
         stem = f"{now:%Y-%m-%d}-{name}"
-        taken = len(list(folder.glob(f"{stem}.json"))) + len(list(folder.glob(f"{stem}.[0-9]*.json")))
-        file = cls(folder / (f"{stem}.json" if not taken else f"{stem}.{taken + 1}.json"))
+        names = itertools.chain([stem], (f"{stem}.{number}" for number in itertools.count(2)))
+        file = cls(next(path for name in names if not (path := folder / f"{name}.json").exists()))
         folder.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", *sys.argv]).replace(f"{PROJECT}/", "")
         started = f"{now:%Y-%m-%d %H:%M %z}"

@@ -1,8 +1,9 @@
 """Import once what every rank imports, then fork for every rank that is asked for (tests/helpers/processes.py asks).
 
 A forked rank is like one that was started: a session of its own; the environment, arguments, working folder and output
-it was given; an end by the interpreter, so that its code and its traceback are the usual ones. It shares with others
-what imports leave behind, among that the order of sets of strings, so tests/helpers/processes.py has several of these programs.
+it was given. It ends with the usual code and traceback, after its threads, `atexit` and its buffers, but does not take the
+interpreter apart. It shares with others what imports leave behind, among that the order of sets of strings, so
+tests/helpers/processes.py has several of these programs.
 A thread would be missing in a fork: there must be none.
 
 All workers of pytest ask the same program, each over a connection of its own. A request is a message: command,
