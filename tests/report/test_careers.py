@@ -44,13 +44,18 @@ def careers_of(run: Path, number: int = 3, seed: int = 1) -> tuple[Career, ...]:
 def test_a_report_with_single_careers_reads_every_table_of_titles_once(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, read_table = [], pq.read_table
+    opened = []
 
-    def counted(path: Path, **more: Any) -> pa.Table:
-        opened.append(path.name)
-        return read_table(path, **more)
+    class Counted(pq.ParquetFile):  # type: ignore[misc]
+        def __init__(self, file: Any, **options: Any) -> None:
+            super().__init__(file, **options)
+            self.name = Path(file.name).name
 
-    monkeypatch.setattr(pq, "read_table", counted)
+        def read(self, *arguments: Any, **options: Any) -> pa.Table:
+            opened.append(self.name)
+            return super().read(*arguments, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Counted)
     write_report(replace(SETTINGS, runs=(str(run),), figure_formats=()))
     assert sorted(opened) == ["test.marginal.parquet", "test.parquet", "test_titles.parquet"]
 
