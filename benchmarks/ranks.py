@@ -51,7 +51,7 @@ def run_ranks(program: Sequence[str], num_ranks: int, environment: Mapping[str, 
     processes = start_ranks(program, num_ranks, environment)
     try:
         with ThreadPoolExecutor(num_ranks) as pool:  # all at once: a rank whose pipe is full makes the others wait
-            texts = list(pool.map(lambda process: process.communicate(timeout=LIMIT_SECONDS)[0], processes))
+            texts: list[str] = list(pool.map(lambda process: process.communicate(timeout=LIMIT_SECONDS)[0], processes))
     finally:
         for process in processes:
             process.kill()
