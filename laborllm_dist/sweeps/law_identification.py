@@ -50,7 +50,7 @@ class LawData:
         return fit_law(form, self.n_P, self.d_P, losses, method=self.method)
 
     def size_name(self, num_params: float) -> str:
-        """Return the name of a size; of about so many parameters if no point has it."""
+        """Return the name of a model size, or its approximate number of parameters where no run has that size."""
         return next(
             (point.size for point, n in zip(self.points, self.n_P, strict=True) if n == num_params),
             f"of about {format_count(_rounded(num_params))} parameters",

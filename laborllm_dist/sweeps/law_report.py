@@ -307,8 +307,8 @@ def _baseline_table(numbers: LawNumbers) -> FoldingTable:
             multiple = (format_multiple(each.multiple.value), _interval(each.multiple, format_multiple))
             table.add_row(baseline.model, _four_decimals(baseline.loss.value), each.small, *multiple)
     table.caption = "\n".join(
-        f"{baseline.model}, trained on {format_count(baseline.num_observations)} observations: equaled on them by "
-        f"{_size_words(baseline.num_params)}"
+        f"{baseline.model}, trained on {format_count(baseline.num_observations)} observations; on them "
+        f"the law reaches its loss {_size_words(baseline.num_params)}"
         for baseline in numbers.baselines
     )
     return table
@@ -316,8 +316,8 @@ def _baseline_table(numbers: LawNumbers) -> FoldingTable:
 
 def _size_words(num_params: Estimate) -> str:
     if math.isinf(num_params.value):
-        return "no number of parameters"
-    return f"{_parameters(num_params.value)} parameters ({_interval(num_params, _parameters)})"
+        return "at no model size"
+    return f"at {_parameters(num_params.value)} parameters ({_interval(num_params, _parameters)})"
 
 
 def _parameters(value: float) -> str:
