@@ -110,6 +110,21 @@ def any_llama_tokenizer(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace and differentiate as torch.compile does, without making machine code, which takes a minute.
+
+    What was compiled for earlier tests is forgotten: torch keeps at most eight forms of a function in a process, by
+    dtype, width and need of gradients, and runs it uncompiled for any other.
+    """
+    import torch
+
+    from laborllm_dist.models import kernels
+
+    torch.compiler.reset()
+    monkeypatch.setitem(kernels.KERNELS, "compiled", lambda: kernels.compiled_kernels("aot_eager"))
+
+
+@pytest.fixture
 def nlsy97_dev() -> Path:
     return shared_file("data/nlsy97/nlsy97_careers_dev.csv.gz")
 

@@ -122,12 +122,6 @@ def test_compiled_kernels_train_at_every_zero_stage_as_plain_ones_do(tmp_path: P
     assert all(error < 2e-5 for error in errors.values())
 
 
-@pytest.fixture
-def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trace and differentiate as torch.compile does, without making machine code, which takes a minute."""
-    monkeypatch.setitem(kernels.KERNELS, "compiled", lambda: compiled_kernels("aot_eager"))
-
-
 @pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     ("kind", "more"),

@@ -16,7 +16,6 @@ from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed import deepspeed_config
 from laborllm_dist.distributed.jit_ops import check_nvme
-from laborllm_dist.models import kernels
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import KNOWN, shape_of
 from laborllm_dist.models.loading import new_llama
@@ -263,6 +262,7 @@ def bytes_for_backward(settings: RunSettings, *, is_autocast: bool) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     ("zero", "precision", "is_autocast", "source"),
     [
@@ -271,9 +271,8 @@ def bytes_for_backward(settings: RunSettings, *, is_autocast: bool) -> int:
     ],
 )  # fmt: skip
 def test_activations_of_a_layer_are_what_torch_keeps_for_its_backward(
-    zero: str, precision: str, is_autocast: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zero: str, precision: str, is_autocast: bool, source: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(kernels.KERNELS, "compiled", lambda: kernels.compiled_kernels("aot_eager"))
     planned, saved = [], []
     for num_layers in (2, 4):
         settings = settings_of(

@@ -39,7 +39,6 @@ from laborllm_dist.config.model import HeadKind
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.run_directory import RunDirectory, read_run
-from laborllm_dist.models import kernels
 from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.prediction.predict import (
     TopTitles,
@@ -328,7 +327,8 @@ def test_people_without_an_individually_scored_title_raise() -> None:
         check_scored(some, 0.5)
 
 
-def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("quickly_compiled")
+def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> None:
     run, people = random_run(tmp_path, "model.llama.initializer_range=0.12"), tmp_path / "people.json"
     people.write_text('[{"person": "1", "jobs": [{"year": 1990, "occupation": "Cook"}]}]')
 
@@ -350,7 +350,6 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path, monkey
     assert {name: str(value) for name, value in expected.items()}.items() <= info.details.items()
     with raises("settings/no-title-scored", "1 of 1 people has"):
         predicted("max_unscored_mass=0.999")
-    monkeypatch.setitem(kernels.KERNELS, "compiled", lambda: kernels.compiled_kernels("aot_eager"))
     fused, info_of_fused = predicted("kernels=compiled")
     assert info_of_fused.details == {**info.details, "kernels": "compiled"}
     np.testing.assert_allclose(fused["probability"], table["probability"], rtol=1e-5)
