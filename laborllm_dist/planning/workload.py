@@ -21,7 +21,7 @@ from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, assig
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
 from laborllm_dist.config.corpora import CorpusSettings, SyntheticSettings
-from laborllm_dist.config.data import SharesSettings
+from laborllm_dist.config.data import SharesSettings, TokenizerSettings
 from laborllm_dist.config.run import BatchSettings, RunSettings
 from laborllm_dist.errors import DataFileError, LaborError, SequenceTooLongError
 from laborllm_dist.store.build import locate_store
@@ -42,9 +42,13 @@ class CorpusSize:
     spread: float
 
 
-# Tokens of a heading and of a line: Llama 2's, measured on the NLSY97; a trained tokenizer's of 1,024, on synthetic
-# data.
-TOKENS: Mapping[str, tuple[float, float]] = {"pretrained": (83.0, 15.9), "trained": (72.0, 9.25)}
+# Tokens of a heading and of a line by tokenizer.kind and tokenizer.titles. Measured: Llama 2's on the NLSY97, those of
+# a trained tokenizer of 1,024 on synthetic data, those of whole titles on both.
+TOKENS: Mapping[tuple[str, str], tuple[float, float]] = {
+    ("pretrained", "pieces"): (83.0, 15.9),
+    ("trained", "pieces"): (72.0, 9.25),
+    ("trained", "whole"): (24.4, 4.0),
+}
 SURVEY_SPREAD = 0.24  # measured on the NLSY97
 # CAREER's corpus (arXiv 2202.08370): people, and person-years; its spread is assumed.
 RESUMES = CorpusSize(23_670_000, 231e6, 0.4)
@@ -125,7 +129,7 @@ def find_held_out(settings: RunSettings) -> HeldOut:
             float(validation.num_tokens().sum()), float(test.num_tokens().sum()), float(test.num_observations().sum())
         )
     validation_tokens = test_tokens = test_observations = 0.0
-    heading, line = TOKENS[settings.tokenizer.kind]
+    heading, line = _tokens_of(settings.tokenizer)
     for corpus in settings.data.corpora.values():
         size, split = _size_of(corpus), settings.split
         if size is not None and isinstance(split, SharesSettings):
@@ -198,24 +202,18 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
         SequenceTooLongError: if the longest career does not fit a row.
     """
     check_uncut(settings.template)
+    sizes, split = _sizes_of(settings), settings.split
+    if sizes is None or not isinstance(split, SharesSettings):
+        raise DataFileError(
+            f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
+            "python launch/prepare.py with the same settings (action=run of sweep.py prepares it)",
+            code="unknown-corpus-size",
+        )
     parts, batch = [], settings.batch
-    for corpus in settings.data.corpora.values():
-        size = _size_of(corpus)
-        split = settings.split
-        if (
-            size is None
-            or settings.template.prefix
-            or settings.template.max_history is not None
-            or not isinstance(split, SharesSettings)
-        ):
-            raise DataFileError(
-                f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
-                "python launch/prepare.py with the same settings",
-                code="unknown-corpus-size",
-            )
+    for corpus, size in zip(settings.data.corpora.values(), sizes, strict=True):
         num_taken = round(size.num_people * split.train * corpus.fraction)
         if corpus.weight and num_taken:
-            parts.append((_even_lengths(size, settings.tokenizer.kind, num_taken), corpus.weight))
+            parts.append((_even_lengths(size, settings.tokenizer, num_taken), corpus.weight))
     if not parts:
         raise DataFileError(
             "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction",
@@ -240,9 +238,28 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     )  # fmt: skip
 
 
+def has_known_size(settings: RunSettings) -> bool:
+    """Return whether `assumed_plan` knows how many careers of which lengths a run without a token store has."""
+    return _sizes_of(settings) is not None
+
+
 def whole_granules(num_tokens: float) -> int:
     """Return the shortest row length that holds `num_tokens` tokens."""
     return math.ceil(num_tokens / PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+
+
+def _tokens_of(tokenizer: TokenizerSettings) -> tuple[float, float]:
+    return TOKENS[tokenizer.kind, tokenizer.titles]
+
+
+def _sizes_of(settings: RunSettings) -> list[CorpusSize] | None:
+    """Return the sizes of the corpora if all are known, and the template and the split are those of the assumptions."""
+    template = settings.template
+    sizes = [_size_of(corpus) for corpus in settings.data.corpora.values()]
+    if template.prefix or template.max_history is not None or not isinstance(settings.split, SharesSettings):
+        return None
+    known = [size for size in sizes if size is not None]
+    return known if len(known) == len(sizes) else None
 
 
 def _size_of(corpus: CorpusSettings) -> CorpusSize | None:
@@ -252,9 +269,9 @@ def _size_of(corpus: CorpusSettings) -> CorpusSize | None:
     return SIZES.get(corpus.kind)
 
 
-def _even_lengths(size: CorpusSize, tokenizer: str, num_careers: int) -> npt.NDArray[np.int64]:
+def _even_lengths(size: CorpusSize, tokenizer: TokenizerSettings, num_careers: int) -> npt.NDArray[np.int64]:
     """Return lengths uniform on mean x (1 +- sqrt(3) spread), with standard deviation mean x spread."""
-    heading, line = TOKENS[tokenizer]
+    heading, line = _tokens_of(tokenizer)
     mean = heading + line * size.num_lines / size.num_people
     places = 2 * (np.arange(num_careers) + 0.5) / num_careers - 1  # from -1 to 1
     return np.rint(mean * (1 + math.sqrt(3) * size.spread * places)).astype(np.int64)

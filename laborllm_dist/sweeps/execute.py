@@ -26,7 +26,7 @@ from laborllm_dist.io.console import say_at_once
 from laborllm_dist.io.files import file_lock, write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import RECORD, RunDirectory
-from laborllm_dist.sweeps.runs import SweepRun, first_of_mixes
+from laborllm_dist.sweeps.runs import SweepRun, first_of_mixes, unknown_mixes
 from laborllm_dist.sweeps.state import (
     POINTS,
     STOP_SECONDS,
@@ -178,6 +178,29 @@ def check_done(sweep: Sweep) -> None:
 def baselines_of(mix: str) -> str:
     """Return the name under which the preparation and the baselines of a mix are recorded."""
     return f"{mix}-baselines"
+
+
+def prepare_unknown(sweep: Sweep) -> None:
+    """Make the token store of each mix about whose size nothing is known without it.
+
+    Raises:
+        AlreadyRunningError: if another process executes this sweep.
+        InterruptedRunError: if a signal has stopped it.
+        SweepError: if a mix cannot be prepared.
+    """
+    unknown = unknown_mixes(sweep.runs, sweep.locations)
+    if not unknown:
+        return
+    with executing(sweep), StopSignals() as stop:
+        for mix, run in unknown.items():
+            name = baselines_of(mix)
+            logger.info(f"sweep: {mix}: prepare, since its size is not known yet; log: {sweep.log_of(name)}")
+            command = Command("prepare", (*_python(sweep, "prepare"), *run.overrides))
+            if record := execute(sweep, name, [command], stop):
+                raise SweepError(
+                    f"{mix} cannot be prepared: {record.last_line} ({record.log}); the same command tries again",
+                    code="not-prepared",
+                )
 
 
 def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:

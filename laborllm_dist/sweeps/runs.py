@@ -26,7 +26,14 @@ from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, est
 from laborllm_dist.planning.job_queue import simulate_sweep
 from laborllm_dist.planning.simulator import simulate_run
 from laborllm_dist.planning.throughput import flops_per_token
-from laborllm_dist.planning.workload import LLAMA_2_IDS, Workload, assumed_plan, find_held_out, workload_of
+from laborllm_dist.planning.workload import (
+    LLAMA_2_IDS,
+    Workload,
+    assumed_plan,
+    find_held_out,
+    has_known_size,
+    workload_of,
+)
 from laborllm_dist.store.build import StoreLocation, locate_store
 from laborllm_dist.store.store import TokenStore, open_store
 from laborllm_dist.sweeps.points import SweepPoint
@@ -172,6 +179,15 @@ def first_of_mixes(runs: Sequence[SweepRun]) -> dict[str, SweepRun]:
         if run.mix not in first or run.share > first[run.mix].share:
             first[run.mix] = run
     return first
+
+
+def unknown_mixes(runs: Sequence[SweepRun], locations: Mapping[str, StoreLocation]) -> dict[str, SweepRun]:
+    """Return the first run of each mix that has no token store yet, and cannot be planned without one."""
+    return {
+        mix: run
+        for mix, run in first_of_mixes(runs).items()
+        if not (mix in locations and locations[mix].is_built) and not has_known_size(run.settings)
+    }
 
 
 def plan_runs(runs: Sequence[SweepRun], locations: Mapping[str, StoreLocation]) -> tuple[PlannedRun, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from laborllm_dist.config.sweep import SweepSettings
 from laborllm_dist.io.console import results
 from laborllm_dist.sweeps.array import cancel_jobs, submit
-from laborllm_dist.sweeps.execute import cancel, run_locally
+from laborllm_dist.sweeps.execute import cancel, prepare_unknown, run_locally
 from laborllm_dist.sweeps.runs import Compose, list_runs, locations_of, models_table, plan_runs, plan_table, queue_line
 from laborllm_dist.sweeps.state import Sweep, status_table
 
@@ -34,6 +34,8 @@ def act(sweep: Sweep) -> None:
         LaborError: if the sweep cannot be listed, executed, shown or stopped; or if runs have failed.
     """
     action = sweep.settings.action
+    if action == "run":
+        prepare_unknown(sweep)
     if action in ("run", "list"):
         with results() as console:
             planned = plan_runs(sweep.runs, sweep.locations)

@@ -53,6 +53,12 @@ def test_careers_tokens_and_steps_of_the_surveys_by_hand() -> None:
     assert workload.is_assumed
 
 
+def test_titles_of_one_token_each_make_a_line_of_four_tokens() -> None:
+    """Year, education, title and line break; measured on two stores: 113.7 and 103.0 tokens of 22.3 and 19.7 lines."""
+    workload, _ = find_workload(settings_of(["data=synthetic", "tokenizer=whole_titles"]))
+    assert workload.tokens_per_epoch / workload.careers_per_epoch == pytest.approx(103.0, rel=0.01)
+
+
 def test_lengths_have_the_spread_that_is_assumed() -> None:
     lengths = assumed_plan(settings_of(["+experiment=psid81_7b"])).lengths
     assert lengths.mean() == pytest.approx(243.57, rel=1e-3)

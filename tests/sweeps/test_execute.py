@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,8 +29,17 @@ from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.sweeps.array import array_parameters, jobs_of, submit
-from laborllm_dist.sweeps.execute import PROCESS, StopSignals, cancel, execute_run, launcher, run_locally
+from laborllm_dist.sweeps.execute import (
+    PROCESS,
+    StopSignals,
+    cancel,
+    execute_run,
+    launcher,
+    prepare_unknown,
+    run_locally,
+)
 from laborllm_dist.sweeps.points import read_points
+from laborllm_dist.sweeps.runs import plan_runs
 from laborllm_dist.sweeps.state import (
     ProcessRecord,
     RunRecord,
@@ -159,6 +169,45 @@ def test_data_that_cannot_be_prepared_stop_only_their_own_runs(sweep: TwoRuns, s
     with raises("sweep/runs-failed", "1 of 2 runs", "No such file"):
         run_locally(both)
     assert [run.mix for run in both.runs if run.name in finished_folders(both)] == ["market"]
+
+
+def test_a_panel_of_unknown_size_is_prepared_before_its_runs_are_planned(tmp_path: Path) -> None:
+    """By the real script: 20 people of three years each; a quarter of the 16 training people is about four."""
+    (tmp_path / "titles.csv").write_text("code,title\na,Cooks\nb,Bakers\n")
+    rows = [f"{person},{year},{'ab'[year % 2]},,,,,\n" for person in range(20) for year in (1990, 1991, 1992)]
+    (tmp_path / "panel.csv").write_text(
+        "person,year,occupation,birth_year,gender,ethnicity,region,education\n" + "".join(rows)
+    )
+    common = (
+        *(each for each in small_run(tmp_path) if not each.startswith("data")),
+        "split.train=0.8",
+        "training.patience=null",
+    )
+    panel = (
+        "data=long_panel", f"data.corpora.long_panel.path={tmp_path}/panel.csv",
+        f"data.corpora.long_panel.vocabulary.path={tmp_path}/titles.csv", "tokenizer.vocabulary_size=300",
+        "batch.global_batch_size=2",
+    )  # fmt: skip
+    sweep = opened_sweep(tmp_path, common=common, mixes={"panel": panel}, shares=(0.25, 1.0))
+    with raises("data-file/unknown-corpus-size", "action=run of sweep.py prepares it"):
+        plan_runs(sweep.runs, sweep.locations)
+    prepare_unknown(sweep)
+    log = sweep.log_of("panel-baselines").read_text()
+    assert "20 careers" in log
+    few, all_people = (run for run in plan_runs(sweep.runs, sweep.locations) if run.run.seed == 1)
+    (num_training,) = (int(each) for each in re.findall(r"(\d+) train,", log))
+    assert (few.work.is_assumed, all_people.num_people) == (False, num_training)
+    assert 0 < few.num_people < all_people.num_people
+    prepare_unknown(sweep)
+    assert sweep.log_of("panel-baselines").read_text() == log
+
+
+def test_a_panel_of_unknown_size_that_cannot_be_prepared_is_one_line(tmp_path: Path) -> None:
+    common = tuple(each for each in small_run(tmp_path) if not each.startswith("data"))
+    panel = ("data=long_panel", f"data.corpora.long_panel.path={tmp_path}/nowhere.csv", "training.patience=null")
+    sweep = opened_sweep(tmp_path, common=common, mixes={"panel": panel})
+    with raises("sweep/not-prepared", "panel cannot be prepared: error: ", "nowhere.csv", "panel-baselines.log"):
+        prepare_unknown(sweep)
 
 
 def test_baselines_that_fail_stop_no_run_and_are_named(sweep: TwoRuns) -> None:
