@@ -149,6 +149,8 @@ def prepare(settings: RunSettings) -> str:
         return (
             f"worker {options.worker_index} of {options.num_workers} is done; the last one to be done makes the store"
         )
+    if empty := [split for split in SPLITS if not store.num_people(split)]:
+        logger.warning(f"warning: there are no {' and no '.join(empty)} people; change split, or prepare more people")
     if options.career_text is not None:
         counts = write_career_text(_careers_of(store), Path(options.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -55,6 +55,14 @@ def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
     assert len(store.facts["splits"]["train"]["shards"]) > 1
 
 
+def test_a_split_without_people_is_a_warning(prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings, _ = prepared
+    prepare(settings)
+    assert "there are no" not in caplog.text
+    prepare(settings_of(small_run(tmp_path, "split.train=0.98", "split.validation=0.01", num_people=8)))
+    assert "warning: there are no validation and no test people; change split" in caplog.text
+
+
 def test_datasets_opens_the_shards_of_a_store(prepared) -> None:
     _, store = prepared
     for split in SPLITS:
