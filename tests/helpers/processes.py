@@ -170,7 +170,7 @@ class ForkedRank:
 
 
 RankProcess: TypeAlias = "subprocess.Popen[bytes] | ForkedRank"
-_forking: dict[int, ForkingProgram] = {}
+_forking: dict[int, ForkingProgram | None] = {}  # None: it could not be started, and is not tried again
 _num_starts: dict[str, int] = {}
 _first_starts: dict[str, socket.socket | None] = {}
 
@@ -186,6 +186,7 @@ def start_forking(numbers: Sequence[int | None]) -> None:
             program.wait_until_ready()
             _forking[which] = program
     except OSError as error:
+        _forking.update(dict.fromkeys(missing - _forking.keys()))
         warnings.warn(f"ranks by new interpreters, since none can be forked: {error}", stacklevel=2)
 
 
