@@ -1,4 +1,4 @@
-"""Say what a training will need before it starts: python launch/plan.py +experiment=NAME."""
+"""Estimate what a training run needs: python launch/plan.py +experiment=NAME."""
 
 import os
 
@@ -9,8 +9,9 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.io.console import results
 
 HELP = """
-Print tokens, steps, parameters, memory of a GPU by kind and ZeRO stage, traffic, time and price. Needs no GPU, no
-weights and no data: what is missing is assumed, and the output names the assumptions.
+Print tokens, steps, parameters, memory of a GPU by kind and ZeRO stage, traffic, time and price. Needs no GPU and no
+weights. Where there is no token store yet, the sizes of known data are assumed, and the output says so; a panel of your
+own must be prepared first.
 
     python launch/plan.py +experiment=pooled_13b
     python launch/plan.py +experiment=pooled_13b gpu@plan.gpu=a100_80gb plan.num_gpus=16

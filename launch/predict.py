@@ -5,7 +5,8 @@ from laborllm_dist.config.evaluation import PredictSettings
 from laborllm_dist.io.console import results
 
 HELP = """
-Tell the most probable next occupations of the people in a JSON or CSV file, with their probabilities. One process.
+Print the most probable next occupations of the people in a JSON, CSV or Parquet file, with their probabilities. One
+process.
 
     python launch/predict.py run=runs/quickstart careers=people.json
     python launch/predict.py run=runs/pooled_13b careers=panel.csv top=10 output=predicted.parquet

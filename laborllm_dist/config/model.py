@@ -195,7 +195,7 @@ class OptimizerSettings(Strict):
 def check_together(
     model: ModelSettings, adapter: AdapterSettings, zero: ZeroSettings, optimizer: OptimizerSettings
 ) -> None:
-    """Check that the combination of settings is supported (README, "Memory and speed").
+    """Check that the combination of settings is supported (docs/training.md, "Memory and speed").
 
     Raises:
         OutOfRangeError: naming the setting to change.

@@ -79,10 +79,7 @@ def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
     settings, work, passes, shape = estimate.settings, estimate.work, estimate.passes, estimate.shape
     num_trainable = shape.num_trainable(settings.adapter)
     about = "assumed: no store yet" if work.is_assumed else "token store"
-    yield (
-        f"work     {work.careers_per_epoch:,} careers of {work.tokens_per_epoch / 1e6:,.2f} million tokens an epoch "
-        f"({about})"
-    )
+    yield (f"work     {work.careers_per_epoch:,} careers of {_tokens(work.tokens_per_epoch)} tokens an epoch ({about})")
     yield (
         f"         {work.num_steps:,} steps of {settings.batch.global_batch_size:,} careers: "
         f"{passes.num_rows:.1f} rows "
@@ -105,6 +102,11 @@ def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
     else:
         yield f"{busy}: take more careers a step, fewer GPUs,"
         yield f"         or batch.max_seq_length={better[0]} for {better[1]:.0%}"
+
+
+def _tokens(number: float) -> str:
+    """Return a number of tokens; a small one in full, since 0.06 million says little."""
+    return f"{number / 1e6:,.2f} million" if number >= 1e6 else f"{number:,.0f}"
 
 
 def memory_table(estimate: ResourceEstimate) -> FoldingTable:

@@ -42,6 +42,30 @@ def test_every_experiment_plans_in_a_fresh_clone_in_80_columns(
     assert shown(tmp_path, f"+experiment={experiment}", width=140)[0].split() == text.split()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=long_panel"],
+        ["data=career_text"],
+        ["data=psid81", "split_by=year", "split.last_training_year=2001", "split.last_validation_year=2005"],
+        ["data=psid81", "template=titles_first"],
+        ["data=psid81", "template=last_10_lines"],
+    ],
+)
+def test_a_plan_without_a_store_says_which_sizes_are_known(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with raises("data-file/unknown-corpus-size", "split by person or household, with a template without prefix"):
+        shown(tmp_path, *overrides)
+
+
+def test_few_tokens_are_printed_in_full(tmp_path: Path) -> None:
+    text, estimate = shown(tmp_path, *small_run(tmp_path))  # no store there: assumed
+    assert 1_000 < estimate.work.tokens_per_epoch < 1e6
+    assert f"careers of {round(estimate.work.tokens_per_epoch):,} tokens an epoch" in text
+
+
 def test_the_plan_in_the_manual_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text, _ = shown(tmp_path, "+experiment=pooled_13b")

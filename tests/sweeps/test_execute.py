@@ -189,7 +189,7 @@ def test_a_panel_of_unknown_size_is_prepared_before_its_runs_are_planned(tmp_pat
         "batch.global_batch_size=2",
     )  # fmt: skip
     sweep = opened_sweep(tmp_path, common=common, mixes={"panel": panel}, shares=(0.25, 1.0))
-    with raises("data-file/unknown-corpus-size", "action=run of sweep.py prepares it"):
+    with raises("data-file/unknown-corpus-size", "launch/sweep.py +sweep=NAME makes it itself"):
         plan_runs(sweep.runs, sweep.locations)
     prepare_unknown(sweep)
     log = sweep.log_of("panel-baselines").read_text()
