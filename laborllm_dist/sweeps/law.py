@@ -5,11 +5,11 @@
     rectified       L = E + A N^-a / (D0^b + D^b)   pretrained models; D0: the data that pretraining is worth
 
 For given exponents a law is linear in its coefficients, so they follow by non-negative least squares: exactly, since a
-law has three at most and every set of positive ones can be tried. What is left is a search over two or three exponents:
-a grid, then Gauss-Newton steps on the residuals from which the coefficients are projected out (variable projection,
-Golub and Pereyra 1973; Kaufman's Jacobian). In that problem the Hessian's condition number is about 10, against
-1e11 with all five parameters. N and D are divided by their geometric means. Many losses of the same runs (resamples)
-are fitted at once, each over the whole grid.
+law has three at most and every set of positive ones can be tried. The constant of an excess, whose true value is 0, may
+have either sign. What is left is a search over two or three exponents: a grid, then Gauss-Newton steps on the residuals
+from which the coefficients are projected out (variable projection, Golub and Pereyra 1973; Kaufman's Jacobian). In that
+problem the Hessian's condition number is about 10, against 1e11 with all five parameters. N and D are divided by their
+geometric means. Many losses of the same runs (resamples) are fitted at once, each over the whole grid.
 
 Shapes: F fits, P points (runs), Q exponents, K terms besides the constant, C = 1 + K coefficients, G points of a grid.
 """
@@ -214,6 +214,7 @@ def fit_law(
     loss_FP: FloatArray,
     *,
     method: FitMethod = "variable_projection",
+    signed_constant: bool = False,
 ) -> Fits:
     """Fit a law to losses, by least squares or by Huber's function of log L (`chinchilla`, Hoffmann et al. 2022).
 
@@ -224,26 +225,31 @@ def fit_law(
         form: which law.
         num_params_P: N of each point.
         num_observations_P: D of each point.
-        loss_FP: losses above 0 to fit, each row for itself.
+        loss_FP: losses to fit, each row for itself; above 0 for `chinchilla`.
         method: what is minimized.
+        signed_constant: allow a negative constant. For losses whose true constant is 0: at the end of its range,
+            resamples would not show how uncertain it is. `chinchilla` has no negative one.
     """
     axes = Axes.of(num_params_P, num_observations_P)
-    weight_P = np.ones(loss_FP.shape[1]) if method == "variable_projection" else 1 / loss_FP[0] ** 2
-    start_FQ = _best_on_grid(form, axes, loss_FP, weight_P)
-    fits = _refined(form, axes, loss_FP, weight_P, start_FQ)
-    return fits if method == "variable_projection" else _huber_fits(fits, axes, loss_FP)
+    if method == "variable_projection":
+        squares = LeastSquares(form, axes, np.ones(loss_FP.shape[1]), int(signed_constant))
+        return squares.refined(loss_FP, squares.best_on_grid(loss_FP))
+    relative = LeastSquares(form, axes, 1 / loss_FP[0], 0)
+    return _huber_fits(relative.refined(loss_FP, relative.best_on_grid(loss_FP)), axes, loss_FP)
 
 
-def profile(form: Form, axes: Axes, loss_P: FloatArray, place: int, values: Sequence[float]) -> FloatArray:
+def profile(
+    form: Form, axes: Axes, loss_P: FloatArray, place: int, values: Sequence[float], *, signed_constant: bool = False
+) -> FloatArray:
     """Return the smallest sum of squares at some values of one exponent, the place of which is given."""
+    squares = LeastSquares(form, axes, np.ones(len(loss_P)), int(signed_constant))
     others = [axis for at, axis in enumerate(form.axes(axes.d_P)) if at != place]
     rest_GQ = np.array(list(itertools.product(*others)))
     best = []
     for value in values:
         theta_GQ = np.insert(rest_GQ, place, value, axis=1)
-        start = int(_grid_objectives(form, axes, loss_P[None], theta_GQ)[:, 0].argmin())
-        fits = _refined(form, axes, loss_P[None], np.ones(len(loss_P)), theta_GQ[start][None], held=place)
-        best.append(float(fits.objective_F[0]))
+        start = int(squares.grid_objectives(loss_P[None], theta_GQ)[:, 0].argmin())
+        best.append(float(squares.refined(loss_P[None], theta_GQ[start][None], held=place).objective_F[0]))
     return np.array(best)
 
 
@@ -266,56 +272,133 @@ def _losses(form: Form, theta_FQ: FloatArray, coefficient_FC: FloatArray, n: Flo
     return losses
 
 
-def _design(form: Form, theta_FQ: FloatArray, axes: Axes, root_P: FloatArray) -> FloatArray:
-    """Return the columns that the coefficients multiply, times the roots of the weights, [F, P, C]."""
-    terms = form.terms(theta_FQ, axes.n_P, axes.d_P)
-    return np.concatenate([np.ones((*terms.shape[:2], 1)), terms], axis=2) * root_P[:, None]
+@dataclass(frozen=True, slots=True)
+class LeastSquares:
+    """Least squares of a law at some points, with non-negative coefficients but for the first `num_signed`.
 
+    `root_P`: roots of the weights of the squares.
+    """
 
-def _supports(num_columns: int) -> Iterator[list[int]]:
-    """Give every set of columns, the largest first."""
-    for size in range(num_columns, 0, -1):
-        yield from map(list, itertools.combinations(range(num_columns), size))
+    form: Form
+    axes: Axes
+    root_P: FloatArray
+    num_signed: int
 
+    def grid_objectives(self, loss_FP: FloatArray, theta_GQ: FloatArray) -> FloatArray:
+        """Return the sum of squares of every loss at every point of a grid of exponents, [G, F]."""
+        scaled_PF = (loss_FP * self.root_P).T
+        total_F = np.einsum("pf,pf->f", scaled_PF, scaled_PF)
+        design_GPC = self._design(theta_GQ)
+        best_GF: FloatArray = np.tile(total_F, (len(theta_GQ), 1))
+        for support in self._supports():
+            basis_GPS, triangle_GSS = np.linalg.qr(design_GPC[:, :, support])
+            along_GSF = np.swapaxes(basis_GPS, 1, 2) @ scaled_PF
+            coefficient_GSF = _solved(triangle_GSS, along_GSF)
+            objective_GF = total_F - np.einsum("gsf,gsf->gf", along_GSF, along_GSF)
+            np.minimum(best_GF, objective_GF, out=best_GF, where=self._are_allowed(coefficient_GSF))
+        return best_GF
 
-def _grid_objectives(
-    form: Form, axes: Axes, loss_FP: FloatArray, theta_GQ: FloatArray, weight_P: FloatArray | None = None
-) -> FloatArray:
-    """Return the sum of squares of every loss at every point of a grid of exponents, [G, F]."""
-    root_P = np.ones(len(axes.n_P)) if weight_P is None else np.sqrt(weight_P)
-    scaled_PF = (loss_FP * root_P).T
-    total_F = np.einsum("pf,pf->f", scaled_PF, scaled_PF)
-    design_GPC = _design(form, theta_GQ, axes, root_P)
-    best_GF: FloatArray = np.tile(total_F, (len(theta_GQ), 1))
-    for support in _supports(design_GPC.shape[2]):
-        basis_GPS, triangle_GSS = np.linalg.qr(design_GPC[:, :, support])
-        along_GSF = np.swapaxes(basis_GPS, 1, 2) @ scaled_PF
-        coefficient_GSF = _solved(triangle_GSS, along_GSF)
-        objective_GF = total_F - np.einsum("gsf,gsf->gf", along_GSF, along_GSF)
-        np.minimum(best_GF, objective_GF, out=best_GF, where=(coefficient_GSF >= 0).all(axis=1))
-    return best_GF
+    def best_on_grid(self, loss_FP: FloatArray) -> FloatArray:
+        """Return the best exponents of the form's grid for each loss, [F, Q]."""
+        theta_GQ = np.array(list(itertools.product(*self.form.axes(self.axes.d_P))))
+        at_a_time = max(1, _NUMBERS_IN_MEMORY // (len(theta_GQ) * (1 + len(self.form.coefficients))))
+        best = [
+            theta_GQ[self.grid_objectives(loss_FP[start : start + at_a_time], theta_GQ).argmin(axis=0)]
+            for start in range(0, len(loss_FP), at_a_time)
+        ]
+        return np.concatenate(best)
 
+    def refined(self, loss_FP: FloatArray, start_FQ: FloatArray, *, held: int | None = None) -> Fits:
+        """Improve exponents by damped Gauss-Newton steps on the projected residuals, all fits at once.
 
-def _best_on_grid(form: Form, axes: Axes, loss_FP: FloatArray, weight_P: FloatArray) -> FloatArray:
-    """Return the best exponents of the grid for each loss, [F, Q]."""
-    theta_GQ = np.array(list(itertools.product(*form.axes(axes.d_P))))
-    at_a_time = max(1, _NUMBERS_IN_MEMORY // (len(theta_GQ) * (1 + len(form.coefficients))))
-    best = [
-        theta_GQ[_grid_objectives(form, axes, loss_FP[start : start + at_a_time], theta_GQ, weight_P).argmin(axis=0)]
-        for start in range(0, len(loss_FP), at_a_time)
-    ]
-    return np.concatenate(best)
+        Args:
+            loss_FP: losses.
+            start_FQ: exponents to start from.
+            held: an exponent that stays; None: none.
+        """
+        axes, slopes_of = self.axes, self.form.slopes
+        scaled_FP = loss_FP * self.root_P
+        ends = [(axis[0], axis[-1]) for axis in self.form.axes(axes.d_P)]
+        low_Q, high_Q = (np.array(each) for each in zip(*ends, strict=True))
+        free_Q = np.array([place != held for place in range(len(ends))])
+        theta_FQ = start_FQ.copy()
+        coefficient_FC, residual_FP = self._coefficients(theta_FQ, scaled_FP)
+        objective_F = np.einsum("fp,fp->f", residual_FP, residual_FP)
+        damping_F = np.full(len(theta_FQ), 1e-3)
+        active = np.arange(len(theta_FQ))
+        for _ in range(_MOST_STEPS):
+            theta, coefficient = theta_FQ[active], coefficient_FC[active]
+            slopes = np.einsum("fpkq,fk->fpq", slopes_of(theta, axes.n_P, axes.d_P), coefficient[:, 1:])
+            slopes *= self.root_P[:, None] * free_Q
+            basis = _basis(self._design(theta), coefficient != 0)
+            slopes -= basis @ (np.swapaxes(basis, 1, 2) @ slopes)  # what the coefficients make up for
+            normal = np.swapaxes(slopes, 1, 2) @ slopes
+            size = np.einsum("fqq->fq", normal)
+            size = damping_F[active, None] * size + np.where(size > 0, 1e-30, 1.0)
+            normal += size[:, :, None] * np.eye(len(ends))
+            step = np.linalg.solve(normal, np.einsum("fpq,fp->fq", slopes, residual_FP[active])[:, :, None])[:, :, 0]
+            tried = np.clip(theta + step, low_Q, high_Q)
+            new_coefficient, new_residual = self._coefficients(tried, scaled_FP[active])
+            new_objective = np.einsum("fp,fp->f", new_residual, new_residual)
+            better = new_objective < objective_F[active]
+            gained = active[better]
+            moved = np.abs(tried - theta).max(axis=1)
+            is_done = better & (objective_F[active] - new_objective <= 1e-13 * new_objective)
+            theta_FQ[gained], coefficient_FC[gained] = tried[better], new_coefficient[better]
+            residual_FP[gained], objective_F[gained] = new_residual[better], new_objective[better]
+            damping_F[active] *= np.where(better, 0.1, 10.0)
+            active = active[(moved > 1e-11) & (damping_F[active] < 1e12) & ~is_done]
+            if not active.size:
+                break
+        return Fits(self.form, axes.scale_n, axes.scale_d, theta_FQ, coefficient_FC, objective_F)
 
+    def _design(self, theta_FQ: FloatArray) -> FloatArray:
+        """Return the columns that the coefficients multiply, times the roots of the weights, [F, P, C]."""
+        terms = self.form.terms(theta_FQ, self.axes.n_P, self.axes.d_P)
+        return np.concatenate([np.ones((*terms.shape[:2], 1)), terms], axis=2) * self.root_P[:, None]
 
-def _non_negative(design_FPC: FloatArray, scaled_FP: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the non-negative coefficients of least squares, [F, C], and the residuals, [F, P]."""
-    basis, triangle = np.linalg.qr(design_FPC)
-    along_FC = np.einsum("fpc,fp->fc", basis, scaled_FP)
-    coefficient_FC = _solved(triangle, along_FC[:, :, None])[:, :, 0]
-    outside = np.flatnonzero(~(coefficient_FC >= 0).all(axis=1))
-    if outside.size:
-        coefficient_FC[outside] = _best_support(triangle[outside], along_FC[outside])
-    return coefficient_FC, scaled_FP - np.einsum("fpc,fc->fp", design_FPC, coefficient_FC)
+    def _supports(self) -> Iterator[list[int]]:
+        """Give every set of columns that may be in use, the largest first; those of signed coefficients always are."""
+        signed = range(self.num_signed)
+        others = range(self.num_signed, len(self.form.coefficients))
+        for size in range(len(others), -1, -1):
+            for chosen in itertools.combinations(others, size):
+                if support := [*signed, *chosen]:
+                    yield support
+
+    def _are_allowed(self, coefficient_FSR: FloatArray) -> BoolArray:
+        """Return where the signs of a support's coefficients are allowed, [F, R]."""
+        is_allowed_FSR = np.isfinite(coefficient_FSR)
+        is_allowed_FSR[:, self.num_signed :] &= coefficient_FSR[:, self.num_signed :] >= 0
+        return np.asarray(is_allowed_FSR.all(axis=1))
+
+    def _coefficients(self, theta_FQ: FloatArray, scaled_FP: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the best coefficients at some exponents, [F, C], and the residuals, [F, P]."""
+        design_FPC = self._design(theta_FQ)
+        basis, triangle = np.linalg.qr(design_FPC)
+        along_FC = np.einsum("fpc,fp->fc", basis, scaled_FP)
+        solved_FCR = _solved(triangle, along_FC[:, :, None])
+        coefficient_FC = solved_FCR[:, :, 0]
+        outside = np.flatnonzero(~self._are_allowed(solved_FCR)[:, 0])
+        if outside.size:
+            coefficient_FC[outside] = self._best_support(triangle[outside], along_FC[outside])
+        return coefficient_FC, scaled_FP - np.einsum("fpc,fc->fp", design_FPC, coefficient_FC)
+
+    def _best_support(self, triangle_FCC: FloatArray, along_FC: FloatArray) -> FloatArray:
+        """Return the allowed least squares of a triangular system: the best of all sets of columns."""
+        best_FC = np.zeros_like(along_FC)
+        best_F = np.einsum("fc,fc->f", along_FC, along_FC)
+        for support in self._supports():
+            columns = triangle_FCC[:, :, support]
+            values = np.linalg.pinv(columns) @ along_FC[:, :, None]
+            left = along_FC - (columns @ values)[:, :, 0]
+            objective = np.einsum("fc,fc->f", left, left)
+            better = self._are_allowed(values)[:, 0] & (objective < best_F)
+            best_F = np.where(better, objective, best_F)
+            whole = np.zeros_like(best_FC)
+            whole[:, support] = values[:, :, 0]
+            best_FC = np.where(better[:, None], whole, best_FC)
+        return best_FC
 
 
 def _solved(triangle_FCC: FloatArray, right_FCR: FloatArray) -> FloatArray:
@@ -336,79 +419,6 @@ def _basis(design_FPC: FloatArray, in_use_FC: BoolArray) -> FloatArray:
     basis: FloatArray = np.linalg.qr(np.take_along_axis(design_FPC, order_FC[:, None, :], axis=2))[0]
     basis *= (np.arange(in_use_FC.shape[1]) < in_use_FC.sum(axis=1, keepdims=True))[:, None, :]
     return basis
-
-
-def _best_support(triangle_FCC: FloatArray, along_FC: FloatArray) -> FloatArray:
-    """Return non-negative least squares of a triangular system: the best of all sets of columns."""
-    best_FC = np.zeros_like(along_FC)
-    best_F = np.einsum("fc,fc->f", along_FC, along_FC)
-    for support in _supports(along_FC.shape[1]):
-        columns = triangle_FCC[:, :, support]
-        values = (np.linalg.pinv(columns) @ along_FC[:, :, None])[:, :, 0]
-        left = along_FC - np.einsum("fcs,fs->fc", columns, values)
-        objective = np.einsum("fc,fc->f", left, left)
-        better = (values >= 0).all(axis=1) & (objective < best_F)
-        best_F = np.where(better, objective, best_F)
-        whole = np.zeros_like(best_FC)
-        whole[:, support] = values
-        best_FC = np.where(better[:, None], whole, best_FC)
-    return best_FC
-
-
-def _refined(
-    form: Form,
-    axes: Axes,
-    loss_FP: FloatArray,
-    weight_P: FloatArray,
-    start_FQ: FloatArray,
-    *,
-    held: int | None = None,
-) -> Fits:
-    """Improve exponents by damped Gauss-Newton steps on the projected residuals, all fits at once.
-
-    Args:
-        form: which law.
-        axes: of the points.
-        loss_FP: losses.
-        weight_P: of their squares.
-        start_FQ: exponents to start from.
-        held: an exponent that stays; None: none.
-    """
-    root_P = np.sqrt(weight_P)
-    scaled_FP = loss_FP * root_P
-    ends = [(axis[0], axis[-1]) for axis in form.axes(axes.d_P)]
-    low_Q, high_Q = (np.array(each) for each in zip(*ends, strict=True))
-    free_Q = np.array([place != held for place in range(len(ends))])
-    theta_FQ = start_FQ.copy()
-    coefficient_FC, residual_FP = _non_negative(_design(form, theta_FQ, axes, root_P), scaled_FP)
-    objective_F = np.einsum("fp,fp->f", residual_FP, residual_FP)
-    damping_F = np.full(len(theta_FQ), 1e-3)
-    active = np.arange(len(theta_FQ))
-    for _ in range(_MOST_STEPS):
-        theta, coefficient = theta_FQ[active], coefficient_FC[active]
-        slopes = np.einsum("fpkq,fk->fpq", form.slopes(theta, axes.n_P, axes.d_P), coefficient[:, 1:])
-        slopes *= root_P[:, None] * free_Q
-        basis = _basis(_design(form, theta, axes, root_P), coefficient > 0)
-        slopes -= basis @ (np.swapaxes(basis, 1, 2) @ slopes)  # what the coefficients make up for
-        normal = np.swapaxes(slopes, 1, 2) @ slopes
-        size = np.einsum("fqq->fq", normal)
-        size = damping_F[active, None] * size + np.where(size > 0, 1e-30, 1.0)
-        normal += size[:, :, None] * np.eye(len(ends))
-        step = np.linalg.solve(normal, np.einsum("fpq,fp->fq", slopes, residual_FP[active])[:, :, None])[:, :, 0]
-        tried = np.clip(theta + step, low_Q, high_Q)
-        new_coefficient, new_residual = _non_negative(_design(form, tried, axes, root_P), scaled_FP[active])
-        new_objective = np.einsum("fp,fp->f", new_residual, new_residual)
-        better = new_objective < objective_F[active]
-        gained = active[better]
-        moved = np.abs(tried - theta).max(axis=1)
-        is_done = better & (objective_F[active] - new_objective <= 1e-13 * new_objective)
-        theta_FQ[gained], coefficient_FC[gained] = tried[better], new_coefficient[better]
-        residual_FP[gained], objective_F[gained] = new_residual[better], new_objective[better]
-        damping_F[active] *= np.where(better, 0.1, 10.0)
-        active = active[(moved > 1e-11) & (damping_F[active] < 1e12) & ~is_done]
-        if not active.size:
-            break
-    return Fits(form, axes.scale_n, axes.scale_d, theta_FQ, coefficient_FC, objective_F)
 
 
 def _huber_fits(start: Fits, axes: Axes, loss_FP: FloatArray) -> Fits:

@@ -76,6 +76,27 @@ def test_no_start_of_plain_least_squares_finds_a_smaller_sum_of_squares(form: Fo
     assert fits.objective_F[0] == pytest.approx(least, rel=1e-3)
 
 
+def test_a_signed_constant_may_be_negative_and_others_may_not() -> None:
+    values = {**TRUE["additive"], "E": -0.05}
+    loss = plain_loss("additive", values, N, D)[None]
+    fits = fit_law(FORMS["additive"], N, D, loss, signed_constant=True)
+    for name, value in values.items():
+        assert float(fits.parameters()[name][0]) == pytest.approx(value, rel=1e-8), name
+    assert float(fit_law(FORMS["additive"], N, D, loss).parameters()["E"][0]) == 0
+    # Losses that fall like log N: the best constant is below 0. The first ones do not fall with D at all.
+    random = np.random.default_rng(5)
+    losses = np.stack([2.0 - 0.1 * np.log(N / 6e4) - slope * np.log(D / 1e4) for slope in (-0.01, 0.02, 0.1)])
+    losses += random.normal(0, 0.01, losses.shape)
+    fits = fit_law(FORMS["additive"], N, D, losses, signed_constant=True)
+    n, d = fits.logs(N, D)
+    for theta, coefficient, one in zip(fits.theta_FQ, fits.coefficient_FC, losses, strict=True):
+        design = np.column_stack([np.ones(len(n)), np.exp(-theta[0] * n), np.exp(-theta[1] * d)])
+        bounds = ([-np.inf, 0.0, 0.0], [np.inf] * 3)
+        assert coefficient == pytest.approx(optimize.lsq_linear(design, one, bounds, tol=1e-14).x, abs=1e-6)
+    assert (fits.coefficient_FC[:, 0] < 0).all()
+    assert fits.coefficient_FC[0, 2] == 0
+
+
 def test_coefficients_are_those_of_non_negative_least_squares() -> None:
     random = np.random.default_rng(5)
     # Losses that fall like log N: the best constant would be below 0. The first ones do not fall with D at all.
