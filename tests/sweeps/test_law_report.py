@@ -21,17 +21,11 @@ from laborllm_dist.io.number_format import format_interval, format_multiple, for
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.write import publish
 from laborllm_dist.sweeps import law_report
-from laborllm_dist.sweeps.law_report import (
-    COLUMNS,
-    LawResult,
-    draw_figures,
-    export_tables,
-    law_page,
-    summary_text,
-    terminal_tables,
-    write_law,
-)
+from laborllm_dist.sweeps.law_export import COLUMNS, export_tables
+from laborllm_dist.sweeps.law_figures import draw_figures
+from laborllm_dist.sweeps.law_report import LawResult, law_page, summary_text, write_law
 from laborllm_dist.sweeps.law_results import BaselineNumbers, BreakEvenNumbers
+from laborllm_dist.sweeps.law_tables import terminal_tables
 from laborllm_dist.sweeps.points import SweepPoint, write_points
 
 SIZES = {"60k": 60_000, "<b>250k": 250_000, "1m": 1_000_000, "4m": 4_000_000}
