@@ -158,11 +158,12 @@ def _latex_notes(numbers: LawNumbers) -> tuple[str, ...]:
             f"{format_count(numbers.num_people)} {numbers.split} people"
         )
     what = f"N: {COUNTED[numbers.counted]}. D: different observations to train on. L: {numbers.loss_name}"
+    note = f"{len(numbers.points)} runs{people}. {what} ({numbers.measure})."
+    if not numbers.bootstrap_draws:
+        return (note,)
     draws = format_count(numbers.bootstrap_draws)
-    return (
-        f"{len(numbers.points)} runs{people}. {what} ({numbers.measure}).",
-        f"In brackets: 95 % intervals over {draws} refits, on resamples of people with the noise between runs.",
-    )
+    resampled = "with" if numbers.num_people is None else "on resamples of people with"
+    return note, f"In brackets: 95 % intervals over {draws} refits, {resampled} the noise between runs."
 
 
 def _latex_tables(numbers: LawNumbers) -> Iterator[LatexTable]:

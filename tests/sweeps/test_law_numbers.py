@@ -333,6 +333,20 @@ def test_points_that_leave_a_parameter_open_are_refused_also_without_degrees_of_
         analyzed([*points, point("1m", 40_000)], form="additive")
 
 
+def test_draws_without_a_gain_from_parameters_count_in_the_frontier() -> None:
+    """Where losses do not fall with N, the best N is 0 and the loss at any budget is E."""
+    points = grid()
+    loss = np.array([each.nats_per_observation for each in points], float)
+    flat = np.array([1.5 + B * each.num_observations**-b for each in points])
+    draws = np.concatenate([np.tile(loss, (40, 1)), np.tile(flat, (20, 1))])
+    numbers = analyze_law(points, SweepLosses(loss, draws, False, 10, 20, (), None), settings(form="additive"))
+    assert numbers.frontier is not None
+    for budget in numbers.frontier.budgets:
+        assert budget.loss.low == pytest.approx(1.5, abs=1e-3)
+        assert budget.num_params.low is not None
+        assert budget.num_params.low < 1
+
+
 def test_intervals_of_people_alone_are_noted() -> None:
     five = [point("60k", 10_000), point("250k", 20_000), point("1m", 40_000), point("4m", 80_000), point("4m", 10_000)]
     loss = np.array([each.nats_per_observation for each in five], float)

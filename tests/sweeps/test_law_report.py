@@ -101,6 +101,18 @@ def test_tables_have_the_names_of_broom_and_the_numbers_of_the_law(law: LawResul
     assert f"{{[}}{format_significant(estimate.low or 0)}, {format_significant(estimate.high or 0)}{{]}}" in latex
 
 
+def test_notes_of_latex_tables_say_what_the_intervals_are_of(law: LawResult) -> None:
+    def note(**changes: int | None) -> str:
+        tables = export_tables(dataclasses.replace(law.numbers, **changes))  # type: ignore[arg-type]
+        return next(table.content for table in tables if table.name == "law_parameters.tex")
+
+    assert "40 refits, with the noise between runs" in note()  # a file gave the losses, and nobody is resampled
+    people = note(num_people=300, num_observations=900)
+    assert "40 refits, on resamples of people with the noise" in people
+    assert "900 observations of 300 test people" in people
+    assert "intervals" not in note(bootstrap_draws=0)
+
+
 def test_the_page_has_the_numbers_and_fetches_nothing(law: LawResult) -> None:
     page = law.page.read_text()
     estimate = law.numbers.parameters["b"]
