@@ -187,7 +187,7 @@ def main() -> None:
             f"{name}, {len(results)} sweeps of {len(sweep_points())} runs, {arguments.people:,} people, "
             f"{arguments.draws:,} draws, {refused} refused"
         )
-        for number in results[0]:
+        for number in results[0] if results else ():
             share = float(np.mean([result[number] for result in results]))
             file.add(Record(part, number, numbers=coverage({"covered_%": share}, len(results))))
     file.end()

@@ -47,6 +47,7 @@ PACKAGES = (
     "liger-kernel",
 )  # fmt: skip
 Outcome = Literal["passed", "failed", "missed", "measured", "skipped"]
+WORST_FIRST: Sequence[Outcome] = ("failed", "missed", "skipped", "measured", "passed")
 COLORS: dict[Outcome, str] = {
     "passed": "green", "failed": "bold red", "missed": "yellow", "measured": "default", "skipped": "yellow",
 }  # fmt: skip
@@ -102,7 +103,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All records of a subject: the outcome and note of the last one, and the spread of each number and of the load."""
+    """All records of a subject: the worst outcome and its last note, and the spread of each number and of the load."""
 
     part: str
     subject: str
@@ -125,7 +126,9 @@ def summaries(records: Sequence[Record]) -> list[Summary]:
         }
         loads = [record.load for record in group if record.load is not None]
         load = Spread.of(loads) if loads else None
-        result.append(Summary(part, subject, group[-1].outcome, numbers, group[-1].note, load))
+        worst = min((record.outcome for record in group), key=WORST_FIRST.index)
+        note = [record.note for record in group if record.outcome == worst][-1]
+        result.append(Summary(part, subject, worst, numbers, note, load))
     return result
 
 

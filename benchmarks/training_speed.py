@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,8 +101,10 @@ class CollectiveClock:
     def measure(self) -> Iterator[None]:
         """Count the collectives of a block."""
         self.seconds, self._is_on = 0.0, True
-        yield
-        self._is_on = False
+        try:
+            yield
+        finally:
+            self._is_on = False
 
     def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*given: Any, **named: Any) -> Any:
@@ -193,7 +196,7 @@ def measure_as_rank(file: RecordFile, num_steps: int) -> None:
         record = checkpoint(Path(folder), ranks)
         if ranks.is_main:
             file.add(record)
-            subprocess.run(["rm", "-r", folder], check=True)
+            shutil.rmtree(folder)
 
 
 def start_up(folder: Path, repeat: int) -> Record:

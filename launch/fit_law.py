@@ -17,7 +17,8 @@ large one. Writes law.html, law.json, figures and tables.
 
 def main(settings: FitLawSettings) -> None:
     """Write the law, and print its tables."""
-    from laborllm_dist.sweeps.law_report import terminal_tables, write_law
+    from laborllm_dist.sweeps.law_report import write_law
+    from laborllm_dist.sweeps.law_tables import terminal_tables
 
     result = write_law(settings)
     for note in result.numbers.notes:

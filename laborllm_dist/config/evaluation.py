@@ -375,8 +375,8 @@ class FitLawSettings(Strict):
     sources: str | None
     """Only the runs on these sources, such as psid81+nlsy79; null: all runs have the same."""
     pretrained: str | None
-    """Only the runs from this base model; `scratch`: only those trained from scratch; null: all runs are of one
-    kind."""
+    """Only the runs from this base model, or from several that differ in their size alone, such as
+    llama2-7b+llama2-13b; `scratch`: only those trained from scratch; null: all runs are of one kind."""
     split: Literal["train", "validation", "test"]
     """Whose score tables to read."""
     measure: Literal["title", "terminated", "normalised"]

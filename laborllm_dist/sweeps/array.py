@@ -60,7 +60,7 @@ def submit(sweep: Sweep) -> None:
         waiting = [run for run in missing if run.name not in alive]
         jobs = _submit(sweep, waiting) if waiting else []
         for run, job in zip(waiting, jobs, strict=True):
-            write_record(sweep.record_of(run.name), RunRecord("queued", log=str(sweep.log_of(run.name)), job=job))
+            _record_queued(sweep, run, job)
     logger.info(
         f"sweep: {len(folders)} of {len(sweep.runs)} runs are done, {len(missing) - len(waiting)} in the queue, "
         f"{len(waiting)} submitted; sweep.py status shows them"
@@ -69,6 +69,14 @@ def submit(sweep: Sweep) -> None:
         raise SweepError(
             f"not prepared: {', '.join(sorted(failed))}; the same command tries again", code="not-prepared"
         )
+
+
+def _record_queued(sweep: Sweep, run: SweepRun, job: str) -> None:
+    """Record that a run's job is in the queue, unless the job has begun meanwhile and recorded more itself."""
+    path = sweep.record_of(run.name)
+    record = read_record(path)
+    if record is None or record.job != job:
+        write_record(path, RunRecord("queued", log=str(sweep.log_of(run.name)), job=job))
 
 
 def jobs_of(sweep: Sweep) -> dict[str, str]:
@@ -83,10 +91,17 @@ def jobs_of(sweep: Sweep) -> dict[str, str]:
 
 
 def cancel_jobs(sweep: Sweep) -> None:
-    """Cancel the jobs of a sweep that have not ended; those at work save first."""
+    """Cancel the jobs of a sweep that have not ended; those at work save first.
+
+    Raises:
+        SweepError: if scancel fails.
+    """
     jobs = jobs_of(sweep)
     if jobs:
-        subprocess.run(["scancel", *jobs.values()], check=True)
+        done = subprocess.run(["scancel", *jobs.values()], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = done.stderr.strip() or f"code {done.returncode}"
+            raise SweepError(f"scancel failed ({reason}); try again", code="not-canceled")
     logger.info(f"sweep: {len(jobs)} jobs canceled")
 
 

@@ -160,7 +160,7 @@ def check_done(sweep: Sweep) -> None:
     """
     folders = record_points(sweep)
     missing = [run.name for run in sweep.runs if run.name not in folders]
-    unscored = [name for mix in sweep.settings.mixes if read_record(sweep.record_of(name := baselines_of(mix)))]
+    unscored = [name for name in map(baselines_of, sweep.settings.mixes) if read_record(sweep.record_of(name))]
     if not missing and not unscored:
         logger.info(f"sweep: all {len(sweep.runs)} runs are done; {sweep.folder / POINTS}")
         return
@@ -290,13 +290,14 @@ def _execute(path: Path, log: Path, command: Command, stop: StopSignals, job: st
     try:
         stop.follow(process.pid)
         write_record(path, RunRecord("running", command.step, str(log), ProcessRecord.of(process.pid), job))
-        killed_at = None
+        deadline = None
         while process.poll() is None or members_of(process.pid):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             if stop.is_set:
-                killed_at = killed_at or time.monotonic() + STOP_SECONDS
-                if time.monotonic() > killed_at:
-                    os.killpg(process.pid, signal.SIGKILL)
+                deadline = deadline or time.monotonic() + STOP_SECONDS
+                if time.monotonic() > deadline:
+                    with contextlib.suppress(ProcessLookupError):  # it may have ended since the last look
+                        os.killpg(process.pid, signal.SIGKILL)
     finally:
         stop.follow(None)
     return process.returncode
@@ -342,7 +343,8 @@ def cancel(sweep: Sweep) -> None:
     holder = process_of_sweep(sweep)
     if holder is not None and holder.is_running():
         logger.info(f"sweep: process {holder.number} is asked to stop, and its run to save")
-        os.kill(holder.number, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended since the look
+            os.kill(holder.number, signal.SIGTERM)
         while holder.is_running():
             time.sleep(SECONDS_BETWEEN_LOOKS)
     elif holder is not None and not holder.is_here and _is_locked(sweep):

@@ -12,6 +12,7 @@ from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.errors import LawError
 from laborllm_dist.io.number_format import format_count
 from laborllm_dist.plain_text import visible
+from laborllm_dist.report.bootstrap import BoolArray
 from laborllm_dist.sweeps.law import Axes, FitMethod, Fits, FloatArray, Form, fit_law, profile, tangents
 from laborllm_dist.sweeps.losses import SweepLosses
 from laborllm_dist.sweeps.points import SweepPoint
@@ -43,6 +44,11 @@ class LawData:
     def cells(self) -> set[tuple[float, float]]:
         """The different pairs of N and D."""
         return set(zip(self.n_P.tolist(), self.d_P.tolist(), strict=True))
+
+    def where(self, chosen_P: BoolArray) -> LawData:
+        """Return some of the points."""
+        points = tuple(point for point, chosen in zip(self.points, chosen_P, strict=True) if chosen)
+        return LawData(points, self.n_P[chosen_P], self.d_P[chosen_P], self.loss_P[chosen_P], self.method)
 
     def fit(self, form: Form, loss_FP: FloatArray | None = None) -> Fits:
         """Fit a form to losses [F, P] of these points; None: to their own."""
@@ -93,6 +99,20 @@ def check_values(data: LawData, settings: FitLawSettings) -> None:
         )
 
 
+def determines(data: LawData, form: Form) -> bool:
+    """Return whether losses without noise would determine every parameter of a form.
+
+    They do where the derivatives of the losses by the parameters are linearly independent, which depends on the sizes
+    and amounts of data alone, and on exponents only in special cases. The additive form, for example, needs three
+    sizes and three amounts of data; the multiplicative form, two of each.
+    """
+    axes = Axes.of(data.n_P, data.d_P)
+    num_coefficients = len(form.coefficients)
+    exponents = np.array([[0.3, 0.4, 0.0]])[:, : len(form.exponents)]  # D0 at the mean amount of data
+    typical = Fits(form, axes.scale_n, axes.scale_d, exponents, np.ones((1, num_coefficients)), np.zeros(1))
+    return int(np.linalg.matrix_rank(tangents(typical, data.n_P, data.d_P))) == len(form.names)
+
+
 def identification_problem(fits: Fits, data: LawData) -> LawError | None:
     """Return why the runs do not identify a form's parameters, with the run that would help most; None: they do."""
     form, axes = fits.form, Axes.of(data.n_P, data.d_P)
@@ -100,6 +120,12 @@ def identification_problem(fits: Fits, data: LawData) -> LawError | None:
         return LawError(
             f"the {form.name} form has {len(form.names)} parameters, and there are {len(data.cells)} different "
             f"points: add {_most_useful_run(fits, data)}",
+            code="too-few-points",
+        )
+    if not determines(data, form):
+        return LawError(
+            f"the sizes and amounts of data of the {len(data.cells)} different points leave a parameter of the "
+            f"{form.name} form open: add {_most_useful_run(fits, data)}",
             code="too-few-points",
         )
     mean_loss = float(np.mean(np.abs(data.loss_P)))
@@ -124,7 +150,7 @@ def identification_problem(fits: Fits, data: LawData) -> LawError | None:
     degrees = len(data.loss_P) - len(form.names)
     if degrees < 1:
         return None
-    squares = float(np.sum((fits.loss(data.n_P, data.d_P)[0] - data.loss_P) ** 2))
+    squares = float(fit_law(form, data.n_P, data.d_P, data.loss_P[None]).objective_F[0])  # what `profile` minimizes
     limit = squares * (1 + stats.f.ppf(0.95, 1, degrees) / degrees)
     for place, name in enumerate(form.exponents):
         axis = form.axes(axes.d_P)[place]

@@ -20,9 +20,9 @@ import numpy as np
 from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.errors import LawError
 from laborllm_dist.randomness import generator
-from laborllm_dist.report.bootstrap import BoolArray, Estimate, estimate
-from laborllm_dist.sweeps.law import FORMS, Fits, FloatArray, Form, FormName, fit_law, tangents
-from laborllm_dist.sweeps.law_identification import LawData, check_values, identification_problem
+from laborllm_dist.report.bootstrap import Estimate, estimate
+from laborllm_dist.sweeps.law import FORMS, Fits, FloatArray, Form, FormName, tangents
+from laborllm_dist.sweeps.law_identification import LawData, check_values, determines, identification_problem
 from laborllm_dist.sweeps.law_results import (
     BaselineNumbers,
     BreakEvenNumbers,
@@ -59,18 +59,16 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
     _check_logarithms(losses.loss_P, settings)  # before the fits
     forms, fits = _compare_forms(data)
     form = FORMS[_chosen(forms, fits, data, settings)]
-    noise = _noise(fits[form.name], data, losses)
+    noise = _noise(fits[form.name], data, losses.draws_DP)
     loss_FP = _drawn_losses(losses, noise, settings)
-    _check_logarithms(loss_FP, settings)
     drawn = data.fit(form, loss_FP)
     has_interval = len(loss_FP) > 1
-    notes = _notes(points, has_interval=has_interval)
     frontier, why_none = _frontier(drawn, data) if form.name == "additive" else (None, _NO_FRONTIER)
     return LawNumbers(
         form=form.name,
         method=settings.method,
         counted=settings.num_params,
-        pretrained=points[0].pretrained,
+        pretrained="+".join(sorted({point.pretrained for point in points} - {""})),
         sources=points[0].sources,
         split=settings.split,
         measure=settings.measure,
@@ -83,13 +81,13 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
         parameters_other_count={name: float(value[0]) for name, value in other.fit(form).parameters().items()},
         forms=forms,
         noise=noise,
-        held_out=_held_out(form, data, loss_FP),
+        held_out=_held_out(form, data, losses, settings),
         frontier=frontier,
         break_even=_break_even(drawn, data),
         baselines=_baselines(drawn, data, losses),
         points=_point_numbers(data, losses, drawn),
         scores=_sources(losses),
-        notes=(*notes, *([why_none] if why_none else [])),
+        notes=(*_notes(points, noise, has_interval=has_interval), *([why_none] if why_none else [])),
         fits=drawn,
     )
 
@@ -108,42 +106,48 @@ def _check_logarithms(losses: FloatArray, settings: FitLawSettings) -> None:
 
 def _compare_forms(data: LawData) -> tuple[tuple[FormNumbers, ...], dict[FormName, Fits]]:
     """Fit every form to all runs and to those without the largest size."""
-    largest_P = data.n_P == data.n_P.max()
     numbers, all_fits = [], {}
     for form in FORMS.values():
         fits = data.fit(form)
         all_fits[form.name] = fits
-        predicted = _without(data, largest_P, form, data.loss_P[None])
-        error = None
-        if predicted is not None:
-            missed = predicted.loss(data.n_P[largest_P], data.d_P[largest_P])[0] - data.loss_P[largest_P]
-            error = float(np.sqrt(np.mean(missed**2)))
-        residual = fits.loss(data.n_P, data.d_P)[0] - data.loss_P
+        problem = identification_problem(fits, data)
         numbers.append(
             FormNumbers(
                 form.name,
                 {name: float(value[0]) for name, value in fits.parameters().items()},
-                float(np.sqrt(np.mean(residual**2))),
-                error,
-                None if (problem := identification_problem(fits, data)) is None else str(problem),
+                _root_mean_square(fits.loss(data.n_P, data.d_P)[0] - data.loss_P),
+                _held_out_error(form, data),
+                None if problem is None else str(problem),
             )
         )
     return tuple(numbers), all_fits
 
 
-def _without(data: LawData, left_out_P: BoolArray, form: Form, loss_FP: FloatArray) -> Fits | None:
-    """Fit a form to the other runs; None if there are fewer different points than parameters."""
-    rest_P = ~left_out_P
-    cells = set(zip(data.n_P[rest_P].tolist(), data.d_P[rest_P].tolist(), strict=True))
-    if len(cells) < len(form.names) or len({n for n, _ in cells}) < 2:
+def _held_out_error(form: Form, data: LawData) -> float | None:
+    """Return the error on the runs of the largest size; None if the others do not determine the form."""
+    smaller, largest = _divided(data)
+    if not determines(smaller, form):
         return None
-    return fit_law(form, data.n_P[rest_P], data.d_P[rest_P], loss_FP[:, rest_P], method=data.method)
+    return _root_mean_square(smaller.fit(form).loss(largest.n_P, largest.d_P)[0] - largest.loss_P)
+
+
+def _divided(data: LawData) -> tuple[LawData, LawData]:
+    """Return the runs of all smaller sizes, and those of the largest size."""
+    largest_P = data.n_P == data.n_P.max()
+    return data.where(~largest_P), data.where(largest_P)
+
+
+def _root_mean_square(values: FloatArray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def _chosen(
     forms: Sequence[FormNumbers], fits: dict[FormName, Fits], data: LawData, settings: FitLawSettings
 ) -> FormName:
     """Return the form of the settings, or the one that predicts the largest size best from the others.
+
+    Where the smaller sizes are too few to fit the usual form of the family, the forms cannot be compared and it is
+    taken.
 
     Raises:
         LawError: if the runs do not identify the form, or any form.
@@ -156,13 +160,14 @@ def _chosen(
         problem = identification_problem(fits[usual], data)
         assert problem is not None
         raise problem
-    tested = [each for each in usable if each.held_out_error is not None]
-    if tested:
-        return min(tested, key=lambda each: each.held_out_error or 0.0).form
+    errors = {each.form: each.held_out_error for each in usable if each.held_out_error is not None}
+    is_untested = usual not in errors and any(each.form == usual for each in usable)
+    if errors and not is_untested:
+        return min(errors, key=errors.__getitem__)
     return next((each.form for each in usable if each.form == usual), usable[0].form)
 
 
-def _noise(fits: Fits, data: LawData, losses: SweepLosses) -> NoiseNumbers:
+def _noise(fits: Fits, data: LawData, draws_DP: FloatArray | None) -> NoiseNumbers:
     """Divide the residuals into what resamples of people explain, and the rest, which is each run's own."""
     slopes = tangents(fits, data.n_P, data.d_P)
     rank = int(np.linalg.matrix_rank(slopes))
@@ -170,11 +175,16 @@ def _noise(fits: Fits, data: LawData, losses: SweepLosses) -> NoiseNumbers:
     away = np.eye(len(data.loss_P)) - slopes @ np.linalg.pinv(slopes)  # what no parameter takes up
     residual = data.loss_P - fits.loss(data.n_P, data.d_P)[0]
     by_people, level = 0.0, None
-    if losses.draws_DP is not None:
-        moved_DP = losses.draws_DP - losses.loss_P
+    if draws_DP is not None:
+        moved_DP = draws_DP - data.loss_P
         by_people = float(np.mean(np.sum((moved_DP @ away) ** 2, axis=1)))
-        level = float(np.std(losses.draws_DP.mean(axis=1)))
+        level = float(np.std(draws_DP.mean(axis=1)))
     runs = math.sqrt(max(float(residual @ residual) - by_people, 0.0) / degrees) if degrees > 0 else None
+    return NoiseNumbers(level, runs, max(degrees, 0), *_seed_noise(data))
+
+
+def _seed_noise(data: LawData) -> tuple[float | None, int]:
+    """Return the standard deviation between runs of one size and share, and the number of these runs."""
     squares, num_free, num_repeated = 0.0, 0, 0
     for n, d in data.cells:
         same = data.loss_P[(data.n_P == n) & (data.d_P == d)]
@@ -182,12 +192,15 @@ def _noise(fits: Fits, data: LawData, losses: SweepLosses) -> NoiseNumbers:
             squares += float(np.sum((same - same.mean()) ** 2))
             num_free += len(same) - 1
             num_repeated += len(same)
-    seeds = math.sqrt(squares / num_free) if num_free else None
-    return NoiseNumbers(level, runs, max(degrees, 0), seeds, num_repeated)
+    return math.sqrt(squares / num_free) if num_free else None, num_repeated
 
 
 def _drawn_losses(losses: SweepLosses, noise: NoiseNumbers, settings: FitLawSettings) -> FloatArray:
-    """Return the losses of the sample, then of each draw, [1 + D, P]; of the sample alone without any known noise."""
+    """Return the losses of the sample, then of each draw, [1 + D, P]; of the sample alone without any known noise.
+
+    Raises:
+        LawError: if a logarithm of one that is not above 0 is asked for.
+    """
     loss_P = losses.loss_P
     if losses.draws_DP is None and noise.runs is None:
         return loss_P[None]
@@ -200,7 +213,9 @@ def _drawn_losses(losses: SweepLosses, noise: NoiseNumbers, settings: FitLawSett
             noise.degrees_of_freedom / random.chisquare(noise.degrees_of_freedom, settings.bootstrap_draws)
         )
         draws_DP = draws_DP + spread_D[:, None] * random.standard_normal(shape)
-    return np.concatenate([loss_P[None], draws_DP])
+    loss_FP = np.concatenate([loss_P[None], draws_DP])
+    _check_logarithms(loss_FP, settings)
+    return loss_FP
 
 
 def _estimate(values_F: FloatArray) -> Estimate:
@@ -213,23 +228,29 @@ def _estimate(values_F: FloatArray) -> Estimate:
     return Estimate(value, low, high, found.std_error if np.isfinite(values_F).all() else None)
 
 
-def _held_out(form: Form, data: LawData, loss_FP: FloatArray) -> HeldOutNumbers | None:
-    """Predict the largest run, of the largest size on most data, from the runs of smaller sizes."""
-    largest_P = data.n_P == data.n_P.max()
-    fits = _without(data, largest_P, form, loss_FP)
-    if fits is None:
+def _held_out(form: Form, data: LawData, losses: SweepLosses, settings: FitLawSettings) -> HeldOutNumbers | None:
+    """Predict the largest run, of the largest size on most data, from the runs of smaller sizes alone.
+
+    The noise of the interval is theirs, too: runs of the largest size that leave the law do not widen it.
+    """
+    smaller, largest = _divided(data)
+    if not determines(smaller, form):
         return None
-    d = float(data.d_P[largest_P].max())
-    run_P = largest_P & (data.d_P == d)
+    is_smaller_P = data.n_P < data.n_P.max()
+    smaller_draws = None if losses.draws_DP is None else losses.draws_DP[:, is_smaller_P]
+    noise = _noise(smaller.fit(form), smaller, smaller_draws)
+    # Without degrees of freedom nothing is known of the noise of a run, and an interval would be too narrow.
+    loss_FP = data.loss_P[None] if noise.runs is None else _drawn_losses(losses, noise, settings)
+    d = float(largest.d_P.max())
+    run_P = ~is_smaller_P & (data.d_P == d)
     observed_F = loss_FP[:, run_P].mean(axis=1)
     # The same people: what moves all losses moves the prediction and the run alike.
-    predicted_F = fits.loss(data.n_P.max(), d)[:, 0] - (observed_F - observed_F[0])
-    predicted, observed = _estimate(predicted_F), float(observed_F[0])
+    fits = smaller.fit(form, loss_FP[:, is_smaller_P])
+    predicted = _estimate(fits.loss(data.n_P.max(), d)[:, 0] - (observed_F - observed_F[0]))
+    observed = float(observed_F[0])
     is_inside = None if predicted.low is None or predicted.high is None else predicted.low <= observed <= predicted.high
-    largest = data.points[int(np.flatnonzero(run_P)[0])]
-    return HeldOutNumbers(
-        largest.size, int(data.n_P.max()), int(d), int(largest_P.sum()), observed, predicted, is_inside
-    )
+    size = data.size_name(float(data.n_P.max()))
+    return HeldOutNumbers(size, int(data.n_P.max()), int(d), len(largest.points), observed, predicted, is_inside)
 
 
 def _frontier(fits: Fits, data: LawData) -> tuple[FrontierNumbers | None, str | None]:
@@ -252,7 +273,9 @@ def _frontier(fits: Fits, data: LawData) -> tuple[FrontierNumbers | None, str | 
         log_n = (b * log_budget / q - balance) / (a + b * p / q)
         log_d = (log_budget - p * log_n) / q
         with np.errstate(over="ignore", invalid="ignore"):
-            loss = values["E"] + A * np.exp(-a * log_n) + B * np.exp(-b * log_d)
+            # In a draw with A = 0 the best N is 0 and the best D infinite, with B = 0 the other way; then E is left.
+            terms = np.where(A * B > 0, A * np.exp(-a * log_n) + B * np.exp(-b * log_d), 0.0)
+            loss = values["E"] + terms
             return BudgetNumbers(budget, _estimate(np.exp(log_n)), _estimate(np.exp(log_d)), _estimate(loss))
 
     largest = max(flops)
@@ -328,7 +351,7 @@ def _point_numbers(data: LawData, losses: SweepLosses, fits: Fits) -> tuple[Poin
     return tuple(numbers[at] for at in order)
 
 
-def _notes(points: Sequence[SweepPoint], *, has_interval: bool) -> tuple[str, ...]:
+def _notes(points: Sequence[SweepPoint], noise: NoiseNumbers, *, has_interval: bool) -> tuple[str, ...]:
     notes = []
     epochs = [point.epochs for point in points]
     if max(epochs) > _SEVERAL_EPOCHS * min(epochs):
@@ -337,7 +360,14 @@ def _notes(points: Sequence[SweepPoint], *, has_interval: bool) -> tuple[str, ..
             "mixes more data with more repetition"
         )
     if not has_interval:
-        notes.append("no intervals: the file has no score tables, and as many parameters as points")
+        notes.append(
+            "no intervals: the runs' test people are not resampled, and the law has as many parameters as points"
+        )
+    elif noise.runs is None:
+        notes.append(
+            "the intervals are of the test people alone, and too narrow: the law has as many parameters as points, so "
+            "that nothing is known of the noise between runs"
+        )
     return tuple(notes)
 
 

@@ -1,12 +1,28 @@
-"""What is known of a scaling law: all that is printed, written or drawn."""
+"""What is known of a scaling law: all that is printed, written or drawn, and the words for it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.sweeps.law import FitMethod, Fits, FormName
+
+FORMULAS: Mapping[FormName, str] = {
+    "additive": "L = E + A N^-a + B D^-b",
+    "multiplicative": "L = E + A N^-a D^-b",
+    "rectified": "L = E + A N^-a / (D0^b + D^b)",
+}
+MEANINGS = {
+    "E": "loss with endless parameters and data",
+    "A": "weight of N",
+    "B": "weight of D",
+    "a": "exponent of N",
+    "b": "exponent of D",
+    "D0": "observations that pretraining is worth",
+}
+COUNTED = {"non_embedding": "parameters without embeddings", "total": "parameters with embeddings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +155,7 @@ class LawNumbers:
     def loss_name(self) -> str:
         """What the loss is, in words."""
         return "nats per observation above the truth" if self.is_excess else "nats per observation"
+
+    def counted_params(self, point: PointNumbers) -> int:
+        """Return N of a run, as the law counts parameters."""
+        return point.num_params if self.counted == "total" else point.num_non_embedding_params

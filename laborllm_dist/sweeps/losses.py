@@ -56,30 +56,40 @@ class SweepLosses:
 
 
 def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tuple[SweepPoint, ...]:
-    """Return the points of one family: one base model or none, and the same sources of data.
+    """Return the points of one family: trained from scratch, or from base models that are one; on the same sources.
+
+    Base models of one family differ in their size and have a name each; `pretrained` says which ones belong together,
+    with + between their names.
 
     Raises:
         LawError: if the settings choose no points, or points of several families.
     """
+    together = () if settings.pretrained is None else (settings.pretrained, *settings.pretrained.split("+"))
     chosen = [
         point
         for point in points
-        if settings.sources in (None, point.sources) and settings.pretrained in (None, point.pretrained or FROM_SCRATCH)
+        if settings.sources in (None, point.sources) and (not together or _base_of(point) in together)
     ]
-    families = sorted({(point.pretrained or FROM_SCRATCH, point.sources) for point in chosen or points})
+    families = sorted({(_base_of(point), point.sources) for point in chosen or points})
     names = "; ".join(
         f"pretrained={visible(base)} sources={visible(data) or '(empty: fill the column sources)'}"
         for base, data in families
     )
     if not chosen:
         raise LawError(f"no run is of that family; {settings.points} has {names}", code="no-such-runs")
-    if len(families) > 1:
+    bases, sources = ({family[part] for family in families} for part in (0, 1))
+    if len(sources) > 1 or (len(bases) > 1 and (not together or FROM_SCRATCH in bases)):
         raise LawError(
-            f"{settings.points} has runs of {len(families)} families, which have no law in common: {names}; "
-            "choose one by pretrained= and sources=",
+            f"{settings.points} has runs of {len(families)} families, which have no law in common: {names}; choose one "
+            "by pretrained= and sources=; base models that differ in their size alone are joined by +",
             code="families-mixed",
         )
     return tuple(chosen)
+
+
+def _base_of(point: SweepPoint) -> str:
+    """Return the name of a point's base model, or that it has none."""
+    return point.pretrained or FROM_SCRATCH
 
 
 def read_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> SweepLosses:

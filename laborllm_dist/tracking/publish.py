@@ -23,6 +23,7 @@ from laborllm_dist.tracking.artifacts import (
 from laborllm_dist.tracking.run_log import numbers_of, read_log, validation_of
 from laborllm_dist.tracking.tracker import JobType, Tracker, close_trackers, open_trackers
 
+_RESULTS = ("nats_per_observation", "perplexity", "num_observations", "num_people")
 PUBLISH_SECONDS = 1800.0  # for each of its two parts: the training, and what was made from its weights
 
 
@@ -80,9 +81,6 @@ def _publish(run: RunDirectory, settings: RunSettings, tracking: TrackingSetting
                 tracker.add_artifact(artifact)
         _finish(evaluated, run)
     return kinds
-
-
-_RESULTS = ("nats_per_observation", "perplexity", "num_observations", "num_people")
 
 
 def _own(scores: Sequence[Artifact]) -> list[dict[str, Any]]:

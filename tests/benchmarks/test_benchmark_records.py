@@ -23,7 +23,7 @@ def test_a_spread_is_the_smallest_the_middle_and_the_largest() -> None:
     assert str(Spread.of([2.5])) == "2.5"
 
 
-def test_repeats_of_a_subject_are_one_summary_with_its_last_outcome_and_note() -> None:
+def test_repeats_of_a_subject_are_one_summary() -> None:
     first, other, last = (
         Record("training", "ZeRO-2", "passed", {"tokens": 10.0}, "cold", load=1.0),
         Record("training", "ZeRO-3", numbers={"tokens": 7.0}),
@@ -34,6 +34,19 @@ def test_repeats_of_a_subject_are_one_summary_with_its_last_outcome_and_note() -
     assert zero_2.numbers == {"tokens": Spread(10.0, 20.0, 30.0, 2), "GiB": Spread(2.0, 2.0, 2.0, 1)}
     assert zero_2.load == Spread(1.0, 2.0, 3.0, 2)
     assert zero_3.load is None
+
+
+def test_a_repeat_that_failed_is_not_hidden_by_a_later_one_that_passed() -> None:
+    repeats = [
+        Record("kills", "optimizer", "passed"),
+        Record("kills", "optimizer", "failed", note="step 3 differs"),
+        Record("kills", "optimizer", "passed", note="all the same"),
+        Record("kills", "data", "measured"),
+        Record("kills", "data", "skipped", note="not installed"),
+    ]
+    assert [(each.subject, each.outcome, each.note) for each in summaries(repeats)] == [
+        ("optimizer", "failed", "step 3 differs"), ("data", "skipped", "not installed")
+    ]  # fmt: skip
 
 
 def test_a_file_says_where_and_how_and_holds_every_repeat_and_the_spread(file: RecordFile) -> None:

@@ -28,7 +28,7 @@ from laborllm_dist.errors import InterruptedRunError, LaborError
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.sweeps.array import array_parameters, jobs_of, submit
+from laborllm_dist.sweeps.array import array_parameters, cancel_jobs, jobs_of, submit
 from laborllm_dist.sweeps.execute import (
     PROCESS,
     StopSignals,
@@ -320,6 +320,39 @@ def test_a_queue_that_is_unknown_is_not_taken_for_empty(monkeypatch: pytest.Monk
     monkeypatch.setattr(subprocess, "run", late)
     with raises("sweep/queue-unknown", "within 60 seconds"):
         queued_jobs()
+
+
+def test_what_slurm_does_not_cancel_is_one_line(
+    sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    two = sweep(executor="slurm")
+    write_record(two.record_of(two.runs[0].name), RunRecord("queued", job="7_0"))
+    programs = {"squeue": "echo '7_0 PENDING'", "scancel": "echo 'Access denied' >&2; exit 1"}
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with raises("sweep/not-canceled", "scancel failed", "Access denied"):
+        cancel_jobs(two)
+
+
+def test_a_job_that_begins_before_its_submission_is_recorded_keeps_its_own_record(
+    sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = sweep(executor="slurm")
+    first, second = (two.record_of(run.name) for run in two.runs)
+    failed = RunRecord("failed", "train", "log", job="9_0", last_line="error: no memory")
+
+    def take(*_: object) -> list[str]:
+        write_record(first, failed)  # by the job itself
+        write_record(second, RunRecord("stopped", job="8_1"))  # by an earlier one
+        return ["9_0", "9_1"]
+
+    monkeypatch.setattr("laborllm_dist.sweeps.array._submit", take)
+    monkeypatch.setenv("PATH", "nowhere")  # no squeue
+    submit(two)
+    assert read_record(first) == failed
+    assert read_record(second) == RunRecord("queued", log=str(two.log_of(two.runs[1].name)), job="9_1")
 
 
 def test_a_stop_before_the_first_command_is_an_interruption(sweep: TwoRuns) -> None:

@@ -18,7 +18,8 @@ from scipy import optimize
 
 from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.report.load import ScoreFile
-from laborllm_dist.sweeps.law import FloatArray
+from laborllm_dist.sweeps.law import FORMS, FloatArray, FormName
+from laborllm_dist.sweeps.law_identification import LawData, determines
 from laborllm_dist.sweeps.law_numbers import analyze_law
 from laborllm_dist.sweeps.law_results import LawNumbers
 from laborllm_dist.sweeps.losses import BaselineLoss, SweepLosses, choose_family, read_losses
@@ -257,6 +258,102 @@ def test_one_family_is_chosen_by_the_settings() -> None:
         analyzed([*grid(sources="PSID81"), point("1m", 80_000, sources="NLSY79")])
     with raises("law/families-mixed", "sources=(empty: fill the column sources)"):
         analyzed([*grid(sources="PSID81"), point("1m", 80_000)])
+
+
+def test_base_models_that_differ_in_their_size_are_joined_to_a_family() -> None:
+    names = {"60k": "smol-s", "250k": "smol-m", "1m": "smol-l", "4m": "smol-xl"}
+    points = [dataclasses.replace(each, sources="PSID81", pretrained=names[each.size]) for each in grid()]
+    with raises("law/families-mixed", "4 families", "pretrained=smol-xl", "joined by +"):
+        choose_family(points, settings())
+    joined = "smol-s+smol-m+smol-l+smol-xl"
+    assert choose_family([*points, point("1m", 80_000)], settings(pretrained=joined)) == tuple(points)
+    assert analyzed(points, pretrained=joined, form="additive").pretrained == "smol-l+smol-m+smol-s+smol-xl"
+    with raises("law/families-mixed", "pretrained=scratch"):  # models from scratch are of no base model's family
+        choose_family([*points, point("1m", 80_000, sources="PSID81")], settings(pretrained=f"{joined}+scratch"))
+
+
+def test_the_noise_of_the_prediction_is_that_of_the_smaller_sizes() -> None:
+    """Runs of the largest size that leave the law cannot widen the interval of what is predicted for them."""
+    points = noisy(grid(), 0.003)
+    broken = [
+        dataclasses.replace(each, nats_per_observation=(each.nats_per_observation or 0) + (each.size == "4m") * 0.02)
+        for each in points
+    ]
+    plain, moved = (analyzed(each, form="additive").held_out for each in (points, broken))
+    assert plain is not None
+    assert moved is not None
+    assert moved.predicted == plain.predicted
+    assert moved.observed == pytest.approx(plain.observed + 0.02)
+
+
+def test_nothing_is_predicted_where_the_smaller_sizes_leave_a_parameter_open() -> None:
+    """Two sizes are met by E + A N^-a with any exponent; without D, the multiplicative form needs no third one."""
+    points = [each for each in noisy(grid(), 1e-5) if each.size != "4m"]
+    numbers = analyzed(points)
+    errors = {each.form: each.held_out_error for each in numbers.forms}
+    assert errors["additive"] is None
+    assert errors["multiplicative"] is not None
+    assert numbers.form == "additive"  # the usual one, since it cannot be compared
+    assert numbers.held_out is None
+
+
+@pytest.mark.parametrize("form", ["additive", "multiplicative", "rectified"])
+def test_which_runs_determine_a_form_is_known_without_losses(form: FormName) -> None:
+    """Beside it, the rank of finite differences of the plain formulas."""
+    formulas: dict[str, Callable[..., Any]] = {
+        "additive": lambda n, d, E, A, B, a, b: E + A * n**-a + B * d**-b,
+        "multiplicative": lambda n, d, E, A, a, b: E + A * (n / 5e5) ** -a * (d / 3e4) ** -b,
+        "rectified": lambda n, d, E, A, a, b, k: E + A * (n / 5e5) ** -a / (k**b + (d / 3e4) ** b),
+    }
+    values = {"additive": (1.9, 35.0, 90.0, 0.5, 0.6), "multiplicative": (1.9, 1.0, 0.3, 0.4),
+              "rectified": (1.9, 1.0, 0.3, 0.4, 0.7)}[form]  # fmt: skip
+    sizes, shares = list(SIZES), SHARES
+    places = {
+        "grid": [(size, share) for size in sizes for share in shares],
+        "two sizes": [(size, share) for size in sizes[:2] for share in shares],
+        "two shares": [(size, share) for size in sizes for share in shares[:2]],
+        "two by two": [(size, share) for size in sizes[:2] for share in shares[:2]],
+        "two by two and one": [*((size, share) for size in sizes[:2] for share in shares[:2]), ("1m", 40_000)],
+    }
+    for name, cells in places.items():
+        points = [point(*cell) for cell in cells]
+        data = LawData.of(points, read_losses(points, settings()), settings())
+        columns = []
+        for place, value in enumerate(values):
+            ends = [[*values[:place], value * (1 + step), *values[place + 1 :]] for step in (1e-5, -1e-5)]
+            high, low = (formulas[form](data.n_P, data.d_P, *end) for end in ends)
+            columns.append((high - low) / np.abs(high - low).max())
+        rank = np.linalg.matrix_rank(np.column_stack(columns), tol=1e-7)
+        assert determines(data, FORMS[form]) == (rank == len(values)), name
+
+
+def test_points_that_leave_a_parameter_open_are_refused_also_without_degrees_of_freedom() -> None:
+    points = [point(*cell) for cell in itertools.product(("60k", "250k"), (10_000, 20_000))]
+    with raises("law/too-few-points", "5 different points", "add a run of size"):
+        analyzed([*points, point("1m", 40_000)], form="additive")
+
+
+def test_draws_without_a_gain_from_parameters_count_in_the_frontier() -> None:
+    """Where losses do not fall with N, the best N is 0 and the loss at any budget is E."""
+    points = grid()
+    loss = np.array([each.nats_per_observation for each in points], float)
+    flat = np.array([1.5 + B * each.num_observations**-b for each in points])
+    draws = np.concatenate([np.tile(loss, (40, 1)), np.tile(flat, (20, 1))])
+    numbers = analyze_law(points, SweepLosses(loss, draws, False, 10, 20, (), None), settings(form="additive"))
+    assert numbers.frontier is not None
+    for budget in numbers.frontier.budgets:
+        assert budget.loss.low == pytest.approx(1.5, abs=1e-3)
+        assert budget.num_params.low is not None
+        assert budget.num_params.low < 1
+
+
+def test_intervals_of_people_alone_are_noted() -> None:
+    five = [point("60k", 10_000), point("250k", 20_000), point("1m", 40_000), point("4m", 80_000), point("4m", 10_000)]
+    loss = np.array([each.nats_per_observation for each in five], float)
+    draws = loss + np.random.default_rng(3).normal(0, 1e-4, (60, len(five)))
+    numbers = analyze_law(five, SweepLosses(loss, draws, False, 10, 20, (), None), settings(form="additive"))
+    assert numbers.parameters["b"].low is not None
+    assert any("test people alone" in note for note in numbers.notes)
 
 
 def test_runs_that_do_not_identify_a_law_are_refused_with_the_one_that_is_missing() -> None:

@@ -21,17 +21,11 @@ from laborllm_dist.io.number_format import format_interval, format_multiple, for
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.write import publish
 from laborllm_dist.sweeps import law_report
-from laborllm_dist.sweeps.law_report import (
-    COLUMNS,
-    LawResult,
-    draw_figures,
-    export_tables,
-    law_page,
-    summary_text,
-    terminal_tables,
-    write_law,
-)
+from laborllm_dist.sweeps.law_export import COLUMNS, export_tables
+from laborllm_dist.sweeps.law_figures import draw_figures
+from laborllm_dist.sweeps.law_report import LawResult, law_page, summary_text, write_law
 from laborllm_dist.sweeps.law_results import BaselineNumbers, BreakEvenNumbers
+from laborllm_dist.sweeps.law_tables import terminal_tables
 from laborllm_dist.sweeps.points import SweepPoint, write_points
 
 SIZES = {"60k": 60_000, "<b>250k": 250_000, "1m": 1_000_000, "4m": 4_000_000}
@@ -105,6 +99,18 @@ def test_tables_have_the_names_of_broom_and_the_numbers_of_the_law(law: LawResul
     assert r"\toprule" in latex
     assert r"L = E + A N\textasciicircum{}-a" in latex
     assert f"{{[}}{format_significant(estimate.low or 0)}, {format_significant(estimate.high or 0)}{{]}}" in latex
+
+
+def test_notes_of_latex_tables_say_what_the_intervals_are_of(law: LawResult) -> None:
+    def note(**changes: int | None) -> str:
+        tables = export_tables(dataclasses.replace(law.numbers, **changes))  # type: ignore[arg-type]
+        return next(table.content for table in tables if table.name == "law_parameters.tex")
+
+    assert "40 refits, with the noise between runs" in note()  # a file gave the losses, and nobody is resampled
+    people = note(num_people=300, num_observations=900)
+    assert "40 refits, on resamples of people with the noise" in people
+    assert "900 observations of 300 test people" in people
+    assert "intervals" not in note(bootstrap_draws=0)
 
 
 def test_the_page_has_the_numbers_and_fetches_nothing(law: LawResult) -> None:
