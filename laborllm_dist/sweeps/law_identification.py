@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -22,13 +22,14 @@ LEAST_POINTS, LEAST_VALUES = 5, 3
 
 @dataclass(frozen=True, slots=True)
 class LawData:
-    """The points of one family with the N that is chosen."""
+    """The points of one family with the N that is chosen; where `is_excess`, the law's constant may be negative."""
 
     points: tuple[SweepPoint, ...]
     n_P: FloatArray
     d_P: FloatArray
     loss_P: FloatArray
     method: FitMethod
+    is_excess: bool
 
     @classmethod
     def of(
@@ -38,7 +39,9 @@ class LawData:
         counts_total = (settings.num_params == "total") != other_count
         n = [point.num_params if counts_total else point.num_non_embedding_params for point in points]
         d = [point.num_observations for point in points]
-        return cls(tuple(points), np.array(n, float), np.array(d, float), losses.loss_P, settings.method)
+        return cls(
+            tuple(points), np.array(n, float), np.array(d, float), losses.loss_P, settings.method, losses.is_excess
+        )
 
     @property
     def cells(self) -> set[tuple[float, float]]:
@@ -48,12 +51,14 @@ class LawData:
     def where(self, chosen_P: BoolArray) -> LawData:
         """Return some of the points."""
         points = tuple(point for point, chosen in zip(self.points, chosen_P, strict=True) if chosen)
-        return LawData(points, self.n_P[chosen_P], self.d_P[chosen_P], self.loss_P[chosen_P], self.method)
+        return replace(
+            self, points=points, n_P=self.n_P[chosen_P], d_P=self.d_P[chosen_P], loss_P=self.loss_P[chosen_P]
+        )
 
     def fit(self, form: Form, loss_FP: FloatArray | None = None) -> Fits:
         """Fit a form to losses [F, P] of these points; None: to their own."""
         losses = self.loss_P[None] if loss_FP is None else loss_FP
-        return fit_law(form, self.n_P, self.d_P, losses, method=self.method)
+        return fit_law(form, self.n_P, self.d_P, losses, method=self.method, signed_constant=self.is_excess)
 
     def size_name(self, num_params: float) -> str:
         """Return the name of a model size, or its approximate number of parameters where no run has that size."""
@@ -150,11 +155,12 @@ def identification_problem(fits: Fits, data: LawData) -> LawError | None:
     degrees = len(data.loss_P) - len(form.names)
     if degrees < 1:
         return None
-    squares = float(fit_law(form, data.n_P, data.d_P, data.loss_P[None]).objective_F[0])  # what `profile` minimizes
+    least_squares = replace(data, method="variable_projection")  # what `profile` minimizes
+    squares = float(least_squares.fit(form).objective_F[0])
     limit = squares * (1 + stats.f.ppf(0.95, 1, degrees) / degrees)
     for place, name in enumerate(form.exponents):
         axis = form.axes(axes.d_P)[place]
-        low, high = profile(form, axes, data.loss_P, place, (axis[0], axis[-1])) < limit
+        low, high = profile(form, axes, data.loss_P, place, (axis[0], axis[-1]), signed_constant=data.is_excess) < limit
         if low or high:
             return LawError(
                 f"the runs do not bound {name} of the {form.name} form {'below' if low else 'above'}: with {name} at "
