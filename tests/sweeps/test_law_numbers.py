@@ -200,6 +200,24 @@ def test_noise_is_divided_into_people_runs_and_seeds() -> None:
     assert held_out.predicted.high - held_out.predicted.low < 0.06
 
 
+def test_the_constant_of_an_excess_has_an_interval_on_both_sides_of_0() -> None:
+    """At the end of its range, a resample could not show how far below 0 it may be."""
+    random = np.random.default_rng(3)
+    points = grid()
+    loss_P = np.array([law(SIZES[each.size], each.num_observations) - E for each in points])
+    loss_P += random.normal(0, 0.002, len(points))
+    draws_DP = loss_P + random.normal(0, 0.002, (60, len(points)))
+    excess, plain = (
+        analyze_law(points, SweepLosses(loss_P, draws_DP, is_excess, 100, 100, (), None), settings(form="additive"))
+        for is_excess in (True, False)
+    )
+    for numbers, is_free in ((excess, True), (plain, False)):
+        constant = numbers.parameters["E"]
+        assert constant.low is not None and constant.high is not None
+        assert (constant.low < 0 < constant.high) is is_free
+    assert plain.parameters["E"].low == 0
+
+
 def test_losses_and_excess_are_those_of_the_score_tables(tmp_path: Path) -> None:
     """Five observations of three people; log-probabilities are halvings."""
     halvings = {"60k": (3, 2, 4, 1, 2), "250k": (2, 2, 3, 1, 2), "1m": (2, 1, 3, 1, 1)}
