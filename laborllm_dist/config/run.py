@@ -230,19 +230,26 @@ class TrackingSettings(Strict):
 class TrackSettings(Strict):
     """Settings of launch/track.py."""
 
-    run: str
-    """Folder of the run."""
+    run: str | None
+    """Folder of the run to publish."""
+    law: str | None
+    """In place of a run: folder of a scaling law (launch/fit_law.py), such as sweeps/NAME/law."""
     wandb: WandbMode
     """`auto`: what WANDB_MODE says, else online with a key in the environment, and offline without one."""
     project: str | None
-    """Name of the project there; null: that of the run's settings."""
+    """Name of the project there; null: that of the run's settings, or of the law's first run."""
     group: str | None
-    """Name of the group of runs there, such as the sweep; null: that of the run's settings."""
+    """Name of the group of runs there, such as the sweep; null: that of the run's settings, or of the law's first
+    run."""
     tensorboard: bool
-    """Write event files for TensorBoard into the run's folder."""
+    """Write event files for TensorBoard into the run's folder; a law has none."""
 
     def __post_init__(self) -> None:
         check_file_name(self, "group")
+        if (self.run is None) == (self.law is None):
+            raise OutOfRangeError("run", "the folder of a run, or law=FOLDER in its place")
+        if self.law is not None and self.tensorboard:
+            raise OutOfRangeError("tensorboard", "false with law=...: a law is published in wandb")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What a tracker receives of a run besides the numbers of its steps: settings, and artifacts with their lineage.
 
-    token store  ->  checkpoint  ->  score tables  ->  report
+    token store  ->  checkpoint  ->  score tables  ->  report, scaling law
 
 Everything is on an allow-list: numbers, fixed words, fingerprints, names that are a single word, and the last part of
 a path. No text of a career, person, title, key, user or host is among them, and of a path no folder.
@@ -14,7 +14,7 @@ import html
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -49,7 +49,7 @@ _REPORT_FOLDERS = ("tables", "figures")
 class Artifact:
     """One artifact: facts about a file or folder, what it was made from, and files without people."""
 
-    kind: Literal["store", "checkpoint", "scores", "report"]
+    kind: Literal["store", "checkpoint", "scores", "report", "law"]
     fingerprint: str
     facts: Mapping[str, Any]
     made_from: tuple[str, ...] = ()  # names of artifacts
@@ -187,12 +187,20 @@ def _checkpoint_artifact(run: RunDirectory, step: int, made_from: tuple[str, ...
     return Artifact("checkpoint", f"{run.fingerprint}-{step}", facts, made_from)
 
 
-def score_artifacts(run: RunDirectory, training: Iterable[Artifact]) -> list[Artifact]:
-    """Return a summary of each score table of a run: means over observations, by kind of transition and survey."""
+def score_artifacts(
+    run: RunDirectory, training: Iterable[Artifact], only: Container[Path] | None = None
+) -> list[Artifact]:
+    """Return a summary of each score table of a run: means over observations, by kind of transition and survey.
+
+    Args:
+        run: the run.
+        training: artifacts that its tables are made from.
+        only: the tables to summarize; None: all.
+    """
     names = {artifact.kind: artifact.name for artifact in training}
     artifacts = []
     for path in sorted((run.path / "scores").glob("*.parquet")):
-        if (schema := score_schema_of(path)) is None:
+        if (only is not None and path not in only) or (schema := score_schema_of(path)) is None:
             continue
         table, info = read_score_table(path)
         is_own = path.stem == info.split
@@ -268,13 +276,8 @@ def report_artifact(run: RunDirectory, scores: Iterable[Artifact]) -> Artifact |
         return None
     paths = {str(source[name]) for source in summary.get("sources", []) for name in ("run", "file")}
     paths |= {str(training["run"]) for training in summary.get("training", [])}
-    for path in sorted(paths, key=len, reverse=True):
-        page = page.replace(_escaped(path), _escaped(PurePosixPath(path).name))
-    (run.path / PUBLISHED).mkdir(parents=True, exist_ok=True)
-    write_text(run.path / PUBLISHED / "report.html", page)
-    parts = [PurePosixPath(name) for name in summary.get("files", [])]
-    names = [str(part) for part in parts if len(part.parts) == 2 and part.parts[0] in _REPORT_FOLDERS]
-    files = {name: f"report/{name}" for name in names if (folder / name).is_file()}
+    publish_page(page, paths, run.path / PUBLISHED / "report.html")
+    files = {name: f"report/{name}" for name in exported_files(summary, folder)}
     facts = {
         **_words({name: summary.get(name) for name in ("split", "measure")}),
         **_numbers(summary),
@@ -286,6 +289,21 @@ def report_artifact(run: RunDirectory, scores: Iterable[Artifact]) -> Artifact |
     made_from = tuple(artifact.name for artifact in scores)
     files["report.html"] = str(PUBLISHED / "report.html")
     return Artifact("report", run.fingerprint, facts, made_from, files)
+
+
+def publish_page(page: str, paths: Iterable[str], copy: Path) -> None:
+    """Write a copy of a page that has the last part of each path in place of the path."""
+    for path in sorted(paths, key=len, reverse=True):
+        page = page.replace(_escaped(path), _escaped(PurePosixPath(path).name))
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    write_text(copy, page)
+
+
+def exported_files(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return the tables and figures that a summary lists and that are in its folder."""
+    parts = [PurePosixPath(name) for name in summary.get("files", [])]
+    names = [str(part) for part in parts if len(part.parts) == 2 and part.parts[0] in _REPORT_FOLDERS]
+    return [name for name in names if (folder / name).is_file()]
 
 
 def _escaped(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from laborllm_dist.tracking.artifacts import (
     training_artifacts,
 )
 from laborllm_dist.tracking.run_log import numbers_of, read_log, validation_of
-from laborllm_dist.tracking.tracker import JobType, Tracker, close_trackers, open_trackers
+from laborllm_dist.tracking.tracker import History, JobType, Tracker, close_trackers, open_trackers
 
 _RESULTS = ("nats_per_observation", "perplexity", "num_observations", "num_people")
 PUBLISH_SECONDS = 1800.0  # for each of its two parts: the training, and what was made from its weights
@@ -38,6 +38,7 @@ def publish_run(settings: TrackSettings) -> list[Path]:
         AlreadyRunningError: if the run is training.
         SettingsError: if no tracker is chosen, or none can start.
     """
+    assert settings.run is not None
     run, of_run, _ = read_run(Path(settings.run))
     if not run.metrics.is_file():
         raise RunError(f"{run.path} has no {run.metrics.name}: nobody has trained this run", code="not-trained")
@@ -70,7 +71,7 @@ def _publish(run: RunDirectory, settings: RunSettings, tracking: TrackingSetting
         tracker.summarize(summary)
         for artifact in trained if tracker.kind == "wandb" else [*trained, *results]:
             tracker.add_artifact(artifact)
-    _finish(trackers, run)
+    finish_trackers(trackers, run.path)
     kinds = [tracker.kind for tracker in trackers]
     if results and "wandb" in kinds:
         inputs = [dataclasses.replace(artifact, is_input=True) for artifact in trained]
@@ -79,7 +80,7 @@ def _publish(run: RunDirectory, settings: RunSettings, tracking: TrackingSetting
             tracker.summarize(tested)
             for artifact in [*inputs, *results]:
                 tracker.add_artifact(artifact)
-        _finish(evaluated, run)
+        finish_trackers(evaluated, run.path)
     return kinds
 
 
@@ -89,17 +90,26 @@ def _own(scores: Sequence[Artifact]) -> list[dict[str, Any]]:
 
 
 def _open(
-    run: RunDirectory, settings: RunSettings, tracking: TrackingSettings, history: Any, job_type: JobType
+    run: RunDirectory, settings: RunSettings, tracking: TrackingSettings, history: History, job_type: JobType
 ) -> list[Tracker]:
     commands = [each for each in read_commands(run.path) if each.name == "train"]
     machine, num_ranks = (commands[-1].machine, commands[-1].num_ranks) if commands else (None, None)
     config = tracked_config(run, settings, machine=machine, num_ranks=num_ranks)
-    trackers = open_trackers(
-        tracking, run.path, settings.name, config, history, job_type, finish_seconds=PUBLISH_SECONDS
-    )
+    return start_trackers(tracking, run.path, settings.name, config, history, job_type)
+
+
+def start_trackers(
+    tracking: TrackingSettings, folder: Path, name: str, config: Mapping[str, Any], history: History, job_type: JobType
+) -> list[Tracker]:
+    """Start the trackers of what is published from a folder.
+
+    Raises:
+        SettingsError: if no tracker is chosen, or none can start.
+    """
+    trackers = open_trackers(tracking, folder, name, config, history, job_type, finish_seconds=PUBLISH_SECONDS)
     if not trackers:
         raise SettingsError(
-            f"{run.path} is not published: no tracker is chosen or can start with wandb={tracking.wandb} and "
+            f"{folder} is not published: no tracker is chosen or can start with wandb={tracking.wandb} and "
             f"tensorboard={str(tracking.tensorboard).lower()}; set wandb=online or tensorboard=true (with wandb=auto, "
             "WANDB_MODE=disabled turns wandb off)",
             code="no-tracker",
@@ -107,13 +117,17 @@ def _open(
     return trackers
 
 
-def _finish(trackers: Sequence[Tracker], run: RunDirectory) -> None:
-    """Wait until everything is published."""
+def finish_trackers(trackers: Sequence[Tracker], folder: Path) -> None:
+    """Wait until everything is published.
+
+    Raises:
+        RunError: if a tracker has failed.
+    """
     close_trackers(trackers, seconds=PUBLISH_SECONDS)
     for tracker in trackers:
         failed = [problem for problem in tracker.problems if "continues offline" not in problem]
         if failed:
-            raise RunError(f"{run.path} is not published in {tracker.kind}: it {failed[0]}", code="not-published")
+            raise RunError(f"{folder} is not published in {tracker.kind}: it {failed[0]}", code="not-published")
 
 
 def _exported_step(run: RunDirectory) -> int | None:

@@ -37,7 +37,7 @@ PROGRAM = (
     "from laborllm_dist.tracking.tracker_process import main; main()"
 )
 History = Sequence[tuple[Mapping[str, float], int]]  # numbers and step
-JobType = Literal["train", "evaluate"]
+JobType = Literal["train", "evaluate", "law"]
 
 
 def in_wandb_sweep(environment: Mapping[str, str]) -> bool:

@@ -248,7 +248,7 @@ def published(run: Path, home: Path) -> Path:
         patch.chdir(home)
         for name, value in {**SECRETS, "HOME": str(home)}.items():
             patch.setenv(name, value)
-        settings = TrackSettings(str(copy), "offline", None, "afterwards", tensorboard=False)
+        settings = TrackSettings(str(copy), None, "offline", None, "afterwards", tensorboard=False)
         assert publish_run(settings) == [copy / "wandb"]
     return copy
 
@@ -351,24 +351,24 @@ def test_without_a_tracker_nothing_is_published(home: Path, monkeypatch: pytest.
     (folder / "metrics.jsonl").write_text(json.dumps(line_of(1)) + "\n")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with raises("settings/no-tracker", "wandb=auto", "tensorboard=false"):
-        publish_run(TrackSettings(str(folder), "auto", None, None, tensorboard=False))
+        publish_run(TrackSettings(str(folder), None, "auto", None, None, tensorboard=False))
 
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr("laborllm_dist.tracking.tracker.subprocess.Popen", refuse)
     with raises("settings/no-tracker", "wandb=offline", "tensorboard=true"):
-        publish_run(TrackSettings(str(folder), "offline", None, None, tensorboard=True))
+        publish_run(TrackSettings(str(folder), None, "offline", None, None, tensorboard=True))
 
 
 def test_what_cannot_be_published_is_one_line(run: Path, home: Path, tmp_path: Path) -> None:
-    settings = TrackSettings(str(run), "offline", None, None, tensorboard=False)
+    settings = TrackSettings(str(run), None, "offline", None, None, tensorboard=False)
     with raises("settings/no-tracker"):
-        publish_run(TrackSettings(str(run), "off", None, None, tensorboard=False))
+        publish_run(TrackSettings(str(run), None, "off", None, None, tensorboard=False))
     with raises("run/no-run", str(tmp_path)):
-        publish_run(TrackSettings(str(tmp_path), "offline", None, None, tensorboard=False))
+        publish_run(TrackSettings(str(tmp_path), None, "offline", None, None, tensorboard=False))
     with raises("run/not-trained", "metrics.jsonl"):
-        publish_run(TrackSettings(str(write_run(home / "runs/other")), "offline", None, None, tensorboard=False))
+        publish_run(TrackSettings(str(write_run(home / "runs/other")), None, "offline", None, None, tensorboard=False))
     with file_lock(run / LOCK, busy=None), pytest.raises(AlreadyRunningError, match="is training"):
         publish_run(settings)
     with pytest.MonkeyPatch.context() as patch, raises("run/not-published", "wandb: it failed"):
