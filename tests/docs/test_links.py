@@ -48,7 +48,7 @@ def test_the_figure_has_a_light_and_a_dark_version() -> None:
 def test_the_table_of_facts_names_files_that_exist() -> None:
     section = (DOCS / "architecture.md").read_text().split("## Where to find it")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 24
+    assert len(rows) == 25
     for row in rows:
         files = re.findall(r"`([^`]+)`", row.split("|")[2])
         assert files
