@@ -4,8 +4,9 @@
 
 A small survey, and the resumes of other people of the same synthetic labor market, as CAREER's are: one job a year,
 nobody out of work or in school, no covariates. CAREER is trained on the survey alone, on both together, and on the
-resumes first; validation people end each training, for the first and the last the survey's. Perplexities (title) are
-those of the survey's test people; gains from pretraining have paired 95 % intervals.
+resumes first; the last two have the same limit of updates in all. Validation people end each training, for the first
+and the last the survey's; the records say at which update. Perplexities (title) are those of the survey's test people;
+gains from pretraining have paired 95 % intervals.
 """
 
 from __future__ import annotations
@@ -49,10 +50,13 @@ RESUMES = (
     "data.corpora.resumes.survey=RESUMES",
     "data.corpora.resumes.vocabulary.path=titles.csv",
 )
-FITS: Mapping[str, tuple[Sequence[str], str, str]] = {  # data, pretrain_on, learning rate
-    "survey_alone": (SURVEY, "[]", "5.0e-4"),
-    "together": ((*SURVEY, *RESUMES), "[]", "5.0e-4"),
-    "pretrained": ((*SURVEY, *RESUMES), "[RESUMES]", "1.0e-4"),  # as its authors have it: a lower rate afterwards
+SURVEY_UPDATES, RESUMES_UPDATES = 300, 400  # at most; validation people may end a training before
+FITS: Mapping[str, tuple[Sequence[str], str, str, int]] = {  # data, pretrain_on, learning rate, most updates
+    "survey_alone": (SURVEY, "[]", "5.0e-4", SURVEY_UPDATES),
+    # The same data as with pretraining, so as many updates in all.
+    "together": ((*SURVEY, *RESUMES), "[]", "5.0e-4", SURVEY_UPDATES + RESUMES_UPDATES),
+    # As its authors have it: a lower rate afterwards.
+    "pretrained": ((*SURVEY, *RESUMES), "[RESUMES]", "1.0e-4", SURVEY_UPDATES),
 }
 
 
@@ -85,7 +89,8 @@ def run(folder: Path, script: str, *settings: str) -> None:
 
 def compare(folder: Path) -> None:
     """Record perplexities of all, and the paired gains from pretraining."""
-    tables = [survey_scores(folder / f"runs/{name}/scores/test.career.parquet") for name in FITS]
+    paths = [folder / f"runs/{name}/scores/test.career.parquet" for name in FITS]
+    tables = [survey_scores(path) for path in paths]
     table, keys = tables[0], ["person", "position"]
     if any(each.select(keys) != table.select(keys) for each in tables):
         raise SystemExit("the runs scored different observations")
@@ -102,8 +107,9 @@ def compare(folder: Path) -> None:
         name: (sample_G, draws_GD)
         for name, sample_G, draws_GD in zip(FITS, means.sample_MG, means.draws_MGD, strict=True)
     }
-    for name, (sample_G, draws_GD) in of_fit.items():
-        file.add(Record("perplexity", name, numbers=intervals(np.exp(-sample_G), np.exp(-draws_GD))))
+    for (name, (sample_G, draws_GD)), path in zip(of_fit.items(), paths, strict=True):
+        numbers = intervals(np.exp(-sample_G), np.exp(-draws_GD))
+        file.add(Record("perplexity", name, numbers=numbers, note=best_updates(path)))
     sample_G, draws_GD = of_fit.pop("pretrained")
     for name, (other_G, other_GD) in of_fit.items():
         numbers = intervals(sample_G - other_G, draws_GD - other_GD)
@@ -115,6 +121,15 @@ def survey_scores(path: Path) -> pa.Table:
     """Return the rows of a score table that are about the survey."""
     table = read_score_table(path)[0]
     return table.filter(pc.equal(table["survey"], "SURVEY")).combine_chunks()
+
+
+def best_updates(path: Path) -> str:
+    """Return the update whose weights a score table is of, and that of the pretraining if there was one."""
+    details = read_score_table(path)[1].details
+    before = (
+        f", after {details['pretraining_best_update']} of pretraining" if "pretraining_best_update" in details else ""
+    )
+    return f"best update: {details['best_update']}{before}"
 
 
 def intervals(value_G: npt.NDArray[np.float64], draws_GD: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -137,12 +152,12 @@ def main() -> None:
         folder = chosen.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         write_market(folder, chosen.people, chosen.resumes)
-        for name, (data, pretrain_on, rate) in FITS.items():
+        for name, (data, pretrain_on, rate, most_updates) in FITS.items():
             run(folder, "prepare.py", *data, f"name={name}")
             run(
                 folder, "baselines.py", f"run=runs/{name}", "baselines=[career]", "threads=1", "+schedule=cpu",
-                f"career.pretrain_on={pretrain_on}", f"career.fit.learning_rate={rate}", "career.fit.max_updates=300",
-                "career.pretraining.max_updates=400",
+                f"career.pretrain_on={pretrain_on}", f"career.fit.learning_rate={rate}",
+                f"career.fit.max_updates={most_updates}", f"career.pretraining.max_updates={RESUMES_UPDATES}",
             )  # fmt: skip
         compare(folder)
 

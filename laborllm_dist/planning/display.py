@@ -79,7 +79,7 @@ def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
     settings, work, passes, shape = estimate.settings, estimate.work, estimate.passes, estimate.shape
     num_trainable = shape.num_trainable(settings.adapter)
     about = "assumed: no store yet" if work.is_assumed else "token store"
-    yield (f"work     {work.careers_per_epoch:,} careers of {_tokens(work.tokens_per_epoch)} tokens an epoch ({about})")
+    yield f"work     {work.careers_per_epoch:,} careers of {_tokens(work.tokens_per_epoch)} tokens an epoch ({about})"
     yield (
         f"         {work.num_steps:,} steps of {settings.batch.global_batch_size:,} careers: "
         f"{passes.num_rows:.1f} rows "

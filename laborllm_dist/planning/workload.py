@@ -205,7 +205,7 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     sizes, split = _sizes_of(settings), settings.split
     if sizes is None or not isinstance(split, SharesSettings):
         raise DataFileError(
-            f"the token store of data={settings.data.name} does not exist, and sizes are known only of surveys, "
+            f"the token store of data={settings.data.name} does not exist, and sizes are known only for surveys, "
             "resumes and synthetic data, split by person or household, with a template without prefix and max_history; "
             "make it first: python launch/prepare.py with the same settings (python launch/sweep.py +sweep=NAME makes "
             "it itself)",

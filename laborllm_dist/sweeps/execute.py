@@ -197,6 +197,7 @@ def prepare_unknown(sweep: Sweep) -> None:
             logger.info(f"sweep: {mix}: prepare, since its size is not known yet; log: {sweep.log_of(name)}")
             command = Command("prepare", (*_python(sweep, "prepare"), *run.overrides))
             if record := execute(sweep, name, [command], stop):
+                _record_unprepared(sweep, mix, record)
                 raise SweepError(
                     f"{mix} cannot be prepared: {record.last_line} ({record.log}); the same command tries again",
                     code="not-prepared",
@@ -234,9 +235,15 @@ def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:
         record = execute(sweep, name, commands, stop)
         if record is not None and record.step == "prepare":
             failed.add(mix)
-            for other in (each for each in sweep.runs if each.mix == mix):
-                write_record(sweep.record_of(other.name), record)
+            _record_unprepared(sweep, mix, record)
     return failed
+
+
+def _record_unprepared(sweep: Sweep, mix: str, record: RunRecord) -> None:
+    """Record the failed preparation of a mix for each of its runs, which `status` then shows."""
+    for run in sweep.runs:
+        if run.mix == mix:
+            write_record(sweep.record_of(run.name), record)
 
 
 def execute_run(sweep: Sweep, run: SweepRun, stop: StopSignals, job: str | None = None) -> RunRecord | None:

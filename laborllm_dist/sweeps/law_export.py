@@ -162,8 +162,10 @@ def _latex_notes(numbers: LawNumbers) -> tuple[str, ...]:
     if not numbers.bootstrap_draws:
         return (note,)
     draws = format_count(numbers.bootstrap_draws)
-    resampled = "with" if numbers.num_people is None else "on resamples of people with"
-    return note, f"In brackets: 95 % intervals over {draws} refits, {resampled} the noise between runs."
+    chance = ["on resamples of people"] if numbers.num_people is not None else []
+    if numbers.noise.runs is not None:
+        chance.append("with the noise between runs")
+    return note, f"In brackets: 95 % intervals over {draws} refits, {' '.join(chance)}."
 
 
 def _latex_tables(numbers: LawNumbers) -> Iterator[LatexTable]:

@@ -62,7 +62,8 @@ def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tup
     with + between their names.
 
     Raises:
-        LawError: if the settings choose no points, or points of several families.
+        LawError: if the settings choose no points, name a base model that no point has, or choose points of several
+            families.
     """
     together = () if settings.pretrained is None else (settings.pretrained, *settings.pretrained.split("+"))
     chosen = [
@@ -77,6 +78,13 @@ def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tup
     )
     if not chosen:
         raise LawError(f"no run is of that family; {settings.points} has {names}", code="no-such-runs")
+    present = {_base_of(point) for point in chosen}
+    absent = [] if settings.pretrained in {None, *present} else sorted({*together[1:]} - present)
+    if absent:
+        raise LawError(
+            f"pretrained={settings.pretrained}: no run is from {visible(absent[0])}; the others are {names}",
+            code="no-such-runs",
+        )
     bases, sources = ({family[part] for family in families} for part in (0, 1))
     if len(sources) > 1 or (len(bases) > 1 and (not together or FROM_SCRATCH in bases)):
         raise LawError(

@@ -41,7 +41,7 @@ GROUPS = (
 )  # fmt: skip
 FEWEST_PEOPLE = 10  # that a number of a summary describes
 PUBLISHED = Path("wandb") / "published"  # in a run's folder: copies without paths
-_WORD = re.compile(r"[\w.+-]{1,100}")
+WORD = re.compile(r"[\w.+-]{1,100}")
 _REPORT_FOLDERS = ("tables", "figures")
 
 
@@ -102,7 +102,7 @@ def tracked_settings(settings: RunSettings) -> dict[str, Any]:
     corpora = {
         name: {"kind": corpus.kind, "fraction": corpus.fraction, "weight": corpus.weight}
         for name, corpus in settings.data.corpora.items()
-        if _WORD.fullmatch(name)
+        if WORD.fullmatch(name)
     }
     return {**_words({"name": settings.name, "data": settings.data.name}), "corpora": corpora, **given}
 
@@ -122,7 +122,7 @@ def _harmless(kind: Any, value: Any) -> Any:
 
 def _words(texts: Mapping[str, Any]) -> dict[str, str]:
     """Return the texts that are a single word."""
-    return {name: text for name, text in texts.items() if isinstance(text, str) and _WORD.fullmatch(text)}
+    return {name: text for name, text in texts.items() if isinstance(text, str) and WORD.fullmatch(text)}
 
 
 def _last_part(path: str | None) -> str | None:
@@ -157,7 +157,7 @@ def store_artifact(run: RunDirectory) -> Artifact | None:
         name: {**_words({"survey": corpus["survey"]}), "people": corpus["people"], "shares": corpus["shares"]}
         | _numbers(corpus)
         for name, corpus in card["corpora"].items()
-        if _WORD.fullmatch(name)
+        if WORD.fullmatch(name)
     }
     facts = {
         "manifest_sha256": manifest["sha256"],
@@ -249,7 +249,7 @@ def _published_levels(people: Any, values: Any) -> list[str]:
     published = levels[num_suppressed:]
     if num_suppressed and len(published) == 1:
         return []
-    return [level for level in sorted(published) if _WORD.fullmatch(level)]
+    return [level for level in sorted(published) if WORD.fullmatch(level)]
 
 
 def _means(table: pa.Table, people: Any, chosen: Any) -> dict[str, float]:

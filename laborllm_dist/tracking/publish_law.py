@@ -12,9 +12,11 @@ from laborllm_dist.errors import LaborError, RunError, SettingsError
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.plain_text import visible
 from laborllm_dist.tracking.artifacts import (
     FEWEST_PEOPLE,
     PUBLISHED,
+    WORD,
     Artifact,
     exported_files,
     publish_page,
@@ -30,7 +32,8 @@ def publish_law(settings: TrackSettings) -> list[Path]:
     """Publish a law in wandb, in its project and group of runs; return the folders that trackers have written.
 
     Raises:
-        RunError: if there is no law in the folder, it is of too few people, or a tracker has failed.
+        RunError: if there is no law in the folder, it is of too few people, a name in it may be private, or a tracker
+            has failed.
         SettingsError: if no tracker is chosen or can start, or no run of the law has settings to take the project from.
     """
     assert settings.law is not None
@@ -78,12 +81,21 @@ def _read_law(folder: Path) -> tuple[dict[str, Any], str]:
             raise RunError(
                 f"{folder}: a law of fewer than {FEWEST_PEOPLE} test people is not published", code="too-few-people"
             )
-        summary_of(law)
+        names = {str(name) for name in (law["pretrained"], law["sources"], *(point["size"] for point in law["points"]))}
+        summary_of(law), _paths_of(law)
     except (OSError, NotJsonError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         raise RunError(
             f"no scaling law at {folder}; `python launch/fit_law.py points=... output={folder}` makes one",
             code="no-law",
         ) from None
+    # Page, tables and figures show them as the table of points has them, where a user may write anything.
+    if private := sorted(name for name in names if name and not WORD.fullmatch(name)):
+        raise RunError(
+            f"{folder}: {visible(private[0])!r} is not published, since it may be a path or a person's name; make it "
+            "a single word (letters, digits, _ . + -) in the columns size, sources and pretrained of the table of "
+            "points, and fit the law again",
+            code="private-name",
+        )
     return law, page
 
 

@@ -186,9 +186,10 @@ class Tracker:
             thread.join(1.0)
         if code is None or code < 0:
             ended = "was ended" if code is None else "ended"
+            what = "law" if self._start.get("job_type") == "law" else "run"
             self._say(
-                f"{ended} before everything was written or uploaded; `python launch/track.py run={self._folder}` "
-                "publishes the run again"
+                f"{ended} before everything was written or uploaded; `python launch/track.py {what}={self._folder}` "
+                f"publishes the {what} again"
             )
         elif code:
             self._say("failed; metrics.jsonl has the numbers")

@@ -208,6 +208,22 @@ def test_a_panel_of_unknown_size_that_cannot_be_prepared_is_one_line(tmp_path: P
     sweep = opened_sweep(tmp_path, common=common, mixes={"panel": panel})
     with raises("sweep/not-prepared", "panel cannot be prepared: error: ", "nowhere.csv", "panel-baselines.log"):
         prepare_unknown(sweep)
+    records = [read_record(sweep.record_of(run.name)) for run in sweep.runs]
+    assert {(record.state, record.step) for record in records if record is not None} == {("failed", "prepare")}
+    assert len(records) == 2 and None not in records
+
+
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_a_second_start_prepares_nothing_of_unknown_size(executor: str, tmp_path: Path) -> None:
+    common = tuple(each for each in small_run(tmp_path) if not each.startswith("data"))
+    panel = ("data=long_panel", f"data.corpora.long_panel.path={tmp_path}/nowhere.csv", "training.patience=null")
+    sweep = opened_sweep(tmp_path, common=common, mixes={"panel": panel}, executor=executor)
+    with (
+        file_lock(sweep.folder / "lock", busy=""),
+        raises("already-running/locked-by-another-process", "another process executes"),
+    ):
+        prepare_unknown(sweep)
+    assert not sweep.log_of("panel-baselines").exists()
 
 
 def test_baselines_that_fail_stop_no_run_and_are_named(sweep: TwoRuns) -> None:

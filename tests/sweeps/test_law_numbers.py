@@ -286,6 +286,8 @@ def test_base_models_that_differ_in_their_size_are_joined_to_a_family() -> None:
     joined = "smol-s+smol-m+smol-l+smol-xl"
     assert choose_family([*points, point("1m", 80_000)], settings(pretrained=joined)) == tuple(points)
     assert analyzed(points, pretrained=joined, form="additive").pretrained == "smol-l+smol-m+smol-s+smol-xl"
+    with raises("law/no-such-runs", "no run is from smol-xs", "pretrained=smol-m"):  # one of them is misspelled
+        choose_family(points, settings(pretrained="smol-xs+smol-m+smol-l"))
     with raises("law/families-mixed", "pretrained=scratch"):  # models from scratch are of no base model's family
         choose_family([*points, point("1m", 80_000, sources="PSID81")], settings(pretrained=f"{joined}+scratch"))
 

@@ -111,6 +111,28 @@ def test_notes_of_latex_tables_say_what_the_intervals_are_of(law: LawResult) -> 
     assert "40 refits, on resamples of people with the noise" in people
     assert "900 observations of 300 test people" in people
     assert "intervals" not in note(bootstrap_draws=0)
+    alone = dataclasses.replace(law.numbers, num_people=300, noise=dataclasses.replace(law.numbers.noise, runs=None))
+    tables = export_tables(alone)
+    assert "40 refits, on resamples of people." in next(
+        table.content for table in tables if table.name == "law_parameters.tex"
+    )
+
+
+def test_the_page_says_what_a_draw_is_and_which_sign_the_constant_may_have(law: LawResult) -> None:
+    def words(**changes: object) -> str:
+        numbers = dataclasses.replace(law.numbers, **changes)  # type: ignore[arg-type]
+        return " ".join(law_page(numbers, draw_figures(numbers)).split())
+
+    no_noise = dataclasses.replace(law.numbers.noise, runs=None)
+    assert "A draw adds to each run the noise that runs have of their own." in words()
+    assert "A draw resamples the test people, the same for all runs, and adds to each run" in words(
+        num_people=300, num_observations=900
+    )
+    assert "A draw resamples the test people, the same for all runs." in words(
+        num_people=300, num_observations=900, noise=no_noise
+    )
+    assert "may be negative" not in words()
+    assert "(<i>E</i>, which is 0 in truth, may be negative)" in words(is_excess=True)
 
 
 def test_the_page_has_the_numbers_and_fetches_nothing(law: LawResult) -> None:

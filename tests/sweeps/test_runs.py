@@ -95,9 +95,9 @@ def test_every_sweep_composes_and_says_how_it_is_run(sweep: str) -> None:
 
 def test_the_synthetic_sweep_is_four_sizes_by_four_shares_and_a_second_seed() -> None:
     runs = list_runs(settings_of_sweep("+sweep=synthetic_law"), compose_run)
-    sizes, shares = ("scratch_50k", "scratch_100k", "scratch_330k", "scratch_600k"), (0.125, 0.25, 0.5, 1.0)
+    sizes, shares = ("scratch_50k", "scratch_100k", "scratch_150k", "scratch_330k"), (0.2, 0.35, 0.6, 1.0)
     grid = [(size, share, 1) for size, share in itertools.product(sizes, shares)]
-    assert [(run.model, run.share, run.seed) for run in runs] == [*grid, ("scratch_50k", 0.125, 2)]
+    assert [(run.model, run.share, run.seed) for run in runs] == [*grid, ("scratch_50k", 0.2, 2)]
 
 
 def test_the_arguments_of_a_run_make_its_settings(tmp_path: Path) -> None:

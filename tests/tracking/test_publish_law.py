@@ -27,6 +27,12 @@ KEYS = [("PSID", f"4711{number:02}", 0) for number in range(20)]
 SIZES, AMOUNTS = (60_000, 250_000, 1_000_000, 4_000_000), (10_000, 20_000, 40_000, 80_000)
 
 
+OF_A_FILE: dict[str, Any] = {  # law.json where a file gave the losses
+    "points": [{"size": "7b", "run": None}], "parameters": {"E": {"value": 1.0, "low": None, "high": None}},
+    "held_out": None, "num_people": None, "scores": [], "files": [], "pretrained": "", "sources": "",
+}  # fmt: skip
+
+
 def tracked(**changes: Any) -> TrackSettings:
     values = {"run": None, "law": None, "wandb": "offline", "project": None, "group": None, "tensorboard": False}
     return TrackSettings(**{**values, **changes})  # type: ignore[arg-type]
@@ -105,19 +111,21 @@ def test_no_path_or_person_is_published(law: Path) -> None:
 
 def test_a_law_without_runs_of_its_own_needs_a_project(tmp_path: Path) -> None:
     (tmp_path / "law.html").write_text("<p></p>")
-    estimate = {"value": 1.0, "low": None, "high": None}
-    content = {
-        "points": [{"run": None}], "parameters": {"E": estimate}, "held_out": None, "num_people": None, "scores": [],
-        "files": [],
-    }  # fmt: skip
-    (tmp_path / "law.json").write_text(json.dumps(content))
+    (tmp_path / "law.json").write_text(json.dumps(OF_A_FILE))
     with raises("settings/no-project", "project=NAME"):
         publish_law(tracked(law=str(tmp_path)))
     assert publish_law(tracked(law=str(tmp_path), project="p")) == [tmp_path / "wandb"]
     assert json.loads(inspect(tmp_path, "--summary"))["summary"]["E"] == 1.0
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{", '{"num_people": 20}', '{"points": 3, "num_people": null}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None, "[]", "{", '{"num_people": 20}', '{"points": 3, "num_people": null}',
+        *(json.dumps({key: value for key, value in OF_A_FILE.items() if key != name}) for name in ("scores", "sources")),
+        json.dumps({**OF_A_FILE, "points": [{"size": "7b"}]}),
+    ],
+)  # fmt: skip
 def test_what_is_no_law_is_one_line(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "law.html").write_text("<p></p>")
     if content is not None:
@@ -130,6 +138,32 @@ def test_a_law_of_few_people_is_not_published(tmp_path: Path) -> None:
     (tmp_path / "law.html").write_text("<p></p>")
     (tmp_path / "law.json").write_text('{"points": [], "parameters": {}, "num_people": 9}')
     with raises("run/too-few-people", "fewer than 10"):
+        publish_law(tracked(law=str(tmp_path), project="p"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"points": [{"size": "/home/ann/llama", "run": None}]},
+        {"sources": "interviews of ann"},
+        {"pretrained": "~ann/llama+llama2-7b"},
+    ],
+)
+def test_names_that_may_be_private_are_not_published(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "law.html").write_text("<p></p>")
+    (tmp_path / "law.json").write_text(json.dumps({**OF_A_FILE, **changes}))
+    with raises("run/private-name", "ann", "size, sources and pretrained"):
+        publish_law(tracked(law=str(tmp_path), project="p"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_law_that_a_tracker_does_not_take_is_published_again_as_a_law(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "law.html").write_text("<p></p>")
+    (tmp_path / "law.json").write_text(json.dumps(OF_A_FILE))
+    monkeypatch.setattr("laborllm_dist.tracking.tracker.PROGRAM", "import os; os.kill(os.getpid(), 9)")
+    with raises("run/not-published", f"launch/track.py law={tmp_path}`", "publishes the law again"):
         publish_law(tracked(law=str(tmp_path), project="p"))
 
 
