@@ -195,8 +195,7 @@ def prepare_unknown(sweep: Sweep) -> None:
         for mix, run in unknown.items():
             name = baselines_of(mix)
             logger.info(f"sweep: {mix}: prepare, since its size is not known yet; log: {sweep.log_of(name)}")
-            command = Command("prepare", (*_python(sweep, "prepare"), *run.overrides))
-            if record := execute(sweep, name, [command], stop):
+            if record := execute(sweep, name, [_prepare(sweep, run)], stop):
                 _record_unprepared(sweep, mix, record)
                 raise SweepError(
                     f"{mix} cannot be prepared: {record.last_line} ({record.log}); the same command tries again",
@@ -217,7 +216,7 @@ def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:
         commands = []
         location = sweep.locations.get(mix)
         if location is None or not location.is_built or not (folder / RECORD).is_file():
-            commands.append(Command("prepare", (*_python(sweep, "prepare"), *run.overrides)))
+            commands.append(_prepare(sweep, run))
         split = run.settings.evaluation.split
         missing = [name for name in settings.baselines if not RunDirectory(folder, "").scores(split, name).is_file()]
         if missing:
@@ -237,6 +236,10 @@ def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:
             failed.add(mix)
             _record_unprepared(sweep, mix, record)
     return failed
+
+
+def _prepare(sweep: Sweep, run: SweepRun) -> Command:
+    return Command("prepare", (*_python(sweep, "prepare"), *run.overrides))
 
 
 def _record_unprepared(sweep: Sweep, mix: str, record: RunRecord) -> None:

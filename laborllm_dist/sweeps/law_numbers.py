@@ -199,7 +199,7 @@ def _drawn_losses(losses: SweepLosses, noise: NoiseNumbers, settings: FitLawSett
     """Return the losses of the sample, then of each draw, [1 + D, P]; of the sample alone without any known noise.
 
     Raises:
-        LawError: if a logarithm of one that is not above 0 is asked for.
+        LawError: if `method=chinchilla` would take the logarithm of a loss that is 0 or negative.
     """
     loss_P = losses.loss_P
     if losses.draws_DP is None and noise.runs is None:

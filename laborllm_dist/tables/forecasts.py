@@ -95,7 +95,7 @@ def read_forecast_table(path: Path) -> DistributionTable:
 
 
 def _problem_of(table: pa.Table) -> str | None:
-    """Return what is wrong with forecasts, such as a value that is not a probability; None if they are valid."""
+    """Return why forecasts are invalid, such as a value that is not a probability; None if they are valid."""
     if not table.num_rows:
         return "it has no forecasts"
     within = {"direct": (-np.inf, 0.0), "composed": (-np.inf, 0.0), "bound": (0.0, 1.0)}
