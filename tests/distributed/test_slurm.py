@@ -87,10 +87,10 @@ def test_a_preempted_training_saves_is_queued_again_and_ends_with_the_same_weigh
 
 
 def test_a_job_is_not_queued_again_for_ever(slurm: MadeSlurm, undisturbed: Path, tmp_path: Path) -> None:
-    """Its time is so short that it is told to stop as soon as it has begun."""
+    """Its time is so short that it is told to stop before it can end."""
     log = tmp_path / "log"
     run = small_run(tmp_path, *STEPS, f"store.root={undisturbed}/stores", "training.epochs=100000")
-    options = ["--time=4", "--export=ALL,MOST_RESTARTS=1", *TWO_RANKS, f"--output={log}"]
+    options = ["--time=2", "--signal=TERM@80", "--export=ALL,MOST_RESTARTS=1", *TWO_RANKS, f"--output={log}"]
     job = slurm.submit(*options, "launch/slurm.sbatch", "train", *run)
     ended = slurm.wait_for_end(job, time_limit=480)
     text = log.read_text()

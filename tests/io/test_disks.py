@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -75,27 +76,38 @@ def test_what_a_kill_has_left_is_not_a_part_of_the_file(tmp_path: Path) -> None:
 
 def test_a_report_waits_for_another_one_into_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scores(tmp_path / "run/scores/test.parquet", "llm", [1, 2, 2, 3, 2])
-    output, render, began, may_go_on = tmp_path / "report", write.render_page, threading.Event(), threading.Event()
+    output, render, write_page = tmp_path / "report", write.render_page, write.write_text
+    both_rendered, began, may_go_on = threading.Barrier(2), threading.Event(), threading.Event()
     pages = []
 
-    def slow_page(*arguments: Any, **named: Any) -> str:
-        pages.append(render(*arguments, **named))
-        began.set()
-        assert may_go_on.wait(timeout=60)
-        return pages[-1]
+    def render_at_once(*arguments: Any, **named: Any) -> str:
+        text = render(*arguments, **named)
+        both_rendered.wait(timeout=120)
+        return text
 
-    monkeypatch.setattr(write, "render_page", slow_page)
-    first = in_thread(lambda: report_on(tmp_path / "run", output=output))
-    assert began.wait(timeout=60)
-    second = in_thread(lambda: report_on(tmp_path / "run", output=output, measure="terminated"))
-    second.join(timeout=1)
-    assert second.is_alive()
+    def slow_write(path: Path, text: str) -> None:
+        pages.append(text)
+        write_page(path, text)
+        began.set()
+        assert may_go_on.wait(timeout=120)
+
+    monkeypatch.setattr(write, "render_page", render_at_once)
+    monkeypatch.setattr(write, "write_text", slow_write)
+    threads = [
+        in_thread(lambda: report_on(tmp_path / "run", output=output)),
+        in_thread(lambda: report_on(tmp_path / "run", output=output, measure="terminated")),
+    ]
+    assert began.wait(timeout=120)
+    for thread in threads:
+        thread.join(timeout=0.5)
+        assert thread.is_alive()
     assert len(pages) == 1  # the second has not begun to write
     may_go_on.set()
-    first.join(timeout=60)
-    second.join(timeout=60)
+    for thread in threads:
+        thread.join(timeout=120)
     assert (output / "report.html").read_text() == pages[1]
-    assert '"terminated"' in (output / "summary.json").read_text()
+    measures = {each for each in ("title", "terminated") if f"({each})" in pages[1]}
+    assert measures == {json.loads((output / "summary.json").read_text())["measure"]}
     assert not list(output.rglob("*.partial"))
 
 
