@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,12 @@ def _number_of_job() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array is not None else os.environ["SLURM_JOB_ID"]
 
 
-def submit(sweep: Sweep) -> None:
+def submit(sweep: Sweep, unprepared: Set[str] = frozenset()) -> None:
     """Prepare the mixes, and submit a job for every run that is neither done nor in the queue.
+
+    Args:
+        sweep: its runs.
+        unprepared: mixes that cannot be prepared; their runs are left out.
 
     Raises:
         AlreadyRunningError: if another process is submitting this sweep.
@@ -54,7 +58,7 @@ def submit(sweep: Sweep) -> None:
         SweepError: if Slurm does not take the jobs, or a mix cannot be prepared.
     """
     with executing(sweep), StopSignals() as stop:
-        failed = prepare_mixes(sweep, stop)
+        failed = prepare_mixes(sweep, stop, unprepared)
         folders, alive = record_points(sweep), jobs_of(sweep)
         missing = [run for run in sweep.runs if run.name not in folders and run.mix not in failed]
         waiting = [run for run in missing if run.name not in alive]

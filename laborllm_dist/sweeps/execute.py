@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -90,8 +90,12 @@ class StopSignals:
                 os.killpg(self._group, signal.SIGTERM)
 
 
-def run_locally(sweep: Sweep) -> None:
+def run_locally(sweep: Sweep, unprepared: Set[str] = frozenset()) -> None:
     """Execute all runs that are not done, one after another.
+
+    Args:
+        sweep: its runs.
+        unprepared: mixes that cannot be prepared; their runs are left out.
 
     Raises:
         AlreadyRunningError: if another process executes this sweep.
@@ -99,7 +103,7 @@ def run_locally(sweep: Sweep) -> None:
         SweepError: if runs have failed, after all others are done.
     """
     with executing(sweep), StopSignals() as stop:
-        failures = prepare_mixes(sweep, stop)
+        failures = prepare_mixes(sweep, stop, unprepared)
         folders = record_points(sweep)
         for number, run in enumerate(sweep.runs, start=1):
             place = f"run {number} of {len(sweep.runs)}, {run.name}"
@@ -180,38 +184,49 @@ def baselines_of(mix: str) -> str:
     return f"{mix}-baselines"
 
 
-def prepare_unknown(sweep: Sweep) -> None:
-    """Make the token store of each mix about whose size nothing is known without it.
+def prepare_unknown(sweep: Sweep) -> set[str]:
+    """Make the token store of each mix about whose size nothing is known without it; return those that it fails for.
 
     Raises:
         AlreadyRunningError: if another process executes this sweep.
         InterruptedRunError: if a signal has stopped it.
-        SweepError: if a mix cannot be prepared.
+        SweepError: if no mix of the sweep is left.
     """
+    failed: set[str] = set()
     unknown = unknown_mixes(sweep.runs, sweep.locations)
     if not unknown:
-        return
+        return failed
     with executing(sweep), StopSignals() as stop:
         for mix, run in unknown.items():
             name = baselines_of(mix)
             logger.info(f"sweep: {mix}: prepare, since its size is not known yet; log: {sweep.log_of(name)}")
             if record := execute(sweep, name, [_prepare(sweep, run)], stop):
                 _record_unprepared(sweep, mix, record)
-                raise SweepError(
-                    f"{mix} cannot be prepared: {record.last_line} ({record.log}); the same command tries again",
-                    code="not-prepared",
-                )
+                failed.add(mix)
+                if failed == {each.mix for each in sweep.runs}:
+                    raise SweepError(
+                        f"{mix} cannot be prepared: {record.last_line} ({record.log}); the same command tries again",
+                        code="not-prepared",
+                    )
+    return failed
 
 
-def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:
+def prepare_mixes(sweep: Sweep, stop: StopSignals, unprepared: Set[str] = frozenset()) -> set[str]:
     """Make the token store of each mix and score its baselines; return the mixes that cannot be prepared.
+
+    Args:
+        sweep: its runs.
+        stop: signals that have come.
+        unprepared: mixes for which this has failed already; they are not tried again.
 
     Raises:
         InterruptedRunError: if a signal has stopped it.
     """
-    failed, settings = set(), sweep.settings
+    failed, settings = set(unprepared), sweep.settings
     folders = record_points(sweep)
     for mix, run in first_of_mixes(sweep.runs).items():
+        if mix in failed:
+            continue
         folder = folders.get(run.name, run.folder)
         commands = []
         location = sweep.locations.get(mix)

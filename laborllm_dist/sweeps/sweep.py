@@ -34,18 +34,17 @@ def act(sweep: Sweep) -> None:
         LaborError: if the sweep cannot be listed, executed, shown or stopped; or if runs have failed.
     """
     action = sweep.settings.action
-    if action == "run":
-        prepare_unknown(sweep)
+    unprepared = prepare_unknown(sweep) if action == "run" else set()
     if action in ("run", "list"):
         with results() as console:
-            planned = plan_runs(sweep.runs, sweep.locations)
+            planned = plan_runs([run for run in sweep.runs if run.mix not in unprepared], sweep.locations)
             console.print(models_table(sweep.settings.name, planned))
             console.print()
             console.print(plan_table(sweep.settings.name, planned))
             if sweep.settings.executor == "slurm":
                 console.print(queue_line(sweep.settings, planned), highlight=False)
     if action == "run":
-        (submit if sweep.settings.executor == "slurm" else run_locally)(sweep)
+        (submit if sweep.settings.executor == "slurm" else run_locally)(sweep, unprepared)
     elif action == "status":
         with results() as console:
             console.print(status_table(sweep))

@@ -50,6 +50,7 @@ from laborllm_dist.sweeps.state import (
     state_of,
     write_record,
 )
+from laborllm_dist.sweeps.sweep import act
 
 TwoRuns = Callable[..., Sweep]
 
@@ -158,7 +159,9 @@ def test_a_run_that_fails_is_reported_and_stops_no_other(sweep: TwoRuns, capsys:
     assert read_record(two.record_of(two.runs[0].name)) is None
 
 
-def test_data_that_cannot_be_prepared_stop_only_their_own_runs(sweep: TwoRuns, stores: str, tmp_path: Path) -> None:
+def test_data_that_cannot_be_prepared_stop_only_their_own_runs(
+    sweep: TwoRuns, stores: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The small program finds no record of a run whose data are missing."""
     common = (*(each for each in small_run(tmp_path) if not each.startswith("data")), stores)
     mixes = {
@@ -167,8 +170,13 @@ def test_data_that_cannot_be_prepared_stop_only_their_own_runs(sweep: TwoRuns, s
     }
     both = sweep(common=common, mixes=mixes, seeds=(1,))
     with raises("sweep/runs-failed", "1 of 2 runs", "No such file"):
-        run_locally(both)
+        act(both)
+    shown = capsys.readouterr()
+    assert shown.err.count("lost-baselines has failed in prepare") == 1
+    assert "Runs of sweep two_seeds: 1" in shown.out
     assert [run.mix for run in both.runs if run.name in finished_folders(both)] == ["market"]
+    record = read_record(both.record_of(both.runs[0].name))
+    assert record is not None and (both.runs[0].mix, record.state, record.step) == ("lost", "failed", "prepare")
 
 
 def test_a_panel_of_unknown_size_is_prepared_before_its_runs_are_planned(tmp_path: Path) -> None:
