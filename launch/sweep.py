@@ -11,7 +11,7 @@ HELP = """
 Train and score every model with every share of the training people, source mix and seed. What the runs need is printed
 first. The same command resumes a sweep that was stopped; runs that are done are not repeated.
 
-    python launch/sweep.py +sweep=synthetic_law                     one run after another, on this machine
+    python launch/sweep.py +sweep=synthetic_law                     here, one run or several at a time
     python launch/sweep.py +sweep=scaling_law executor=slurm        an array of Slurm jobs
     python launch/sweep.py list +sweep=scaling_law                  what the runs need
     python launch/sweep.py status +sweep=synthetic_law              where they are

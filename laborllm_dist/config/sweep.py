@@ -76,7 +76,9 @@ class SweepSettings(Strict):
     baseline_settings: tuple[str, ...]
     """Further settings of launch/baselines.py."""
     executor: Literal["local", "slurm"]
-    """One run after another on this machine, or an array of Slurm jobs."""
+    """This machine, or an array of Slurm jobs."""
+    max_parallel: Annotated[int, within(1, 1_024)]
+    """Most runs at the same time on this machine, each with GPUs of its own; `array.max_parallel` is Slurm's."""
     num_ranks: Annotated[int, within(1, 1_024)]
     """Ranks of a run on each node."""
     num_nodes: Annotated[int, within(1, 10_000)]

@@ -34,7 +34,7 @@ class RunJob:
         job = _number_of_job()
         with StopSignals() as stop:
             try:
-                if execute_run(self.sweep, run, stop, job) is None:
+                if execute_run(self.sweep, run, stop, job=job) is None:
                     record_points(self.sweep)
             except InterruptedRunError as error:  # slurm.sbatch has queued the job again, or it was canceled
                 logger.info(f"stopped: {error}")

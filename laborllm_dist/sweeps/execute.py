@@ -1,4 +1,6 @@
-"""Execute the runs of a sweep: prepare and score baselines once for each mix, then train and evaluate run after run.
+"""Execute the runs of a sweep: prepare and score baselines once for each mix, then train and evaluate the runs.
+
+Up to max_parallel runs are at work at the same time, each followed by a thread and with GPUs of its own.
 
 Every command is started as a user would start it, in a process group of its own, with a log. What was asked to stop
 saves and resumes by the same command; a run that fails stops no other.
@@ -15,9 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 
 from laborllm_dist.config.reader import read_settings, settings_to_values
@@ -26,6 +30,7 @@ from laborllm_dist.io.console import say_at_once
 from laborllm_dist.io.files import file_lock, write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import RECORD, RunDirectory
+from laborllm_dist.sweeps.gpus import GpuShare, share_gpus
 from laborllm_dist.sweeps.runs import SweepRun, first_of_mixes, unknown_mixes
 from laborllm_dist.sweeps.state import (
     POINTS,
@@ -44,24 +49,26 @@ logger = logging.getLogger(__name__)
 
 PROCESS = "process.json"
 SECONDS_BETWEEN_LOOKS = 0.1
+NO_GPUS = GpuShare()
 STOPPED = (75, 128 + signal.SIGTERM, -signal.SIGTERM)  # codes of a command that was asked to stop
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of a run, and the name of what it does."""
+    """A command of a run, the name of what it does, and variables of its environment."""
 
     step: str
     words: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class StopSignals:
-    """Records the signals that end a process inside its block, and passes the first on to the command at work."""
+    """Records the signals that end a process inside its block, and passes the first on to the commands at work."""
 
     def __init__(self) -> None:
         self.is_set = False
-        self._group: int | None = None
+        self._groups: set[int] = set()
 
     def __enter__(self) -> StopSignals:
         heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -72,26 +79,32 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def follow(self, group: int | None) -> None:
-        """Name the process group that a signal is passed on to."""
-        self._group = group
-        if self.is_set:
-            self._pass_on()
+    @contextlib.contextmanager
+    def passed_on_to(self, group: int) -> Iterator[None]:
+        """Pass signals on to a process group while the block runs."""
+        self._groups.add(group)
+        try:
+            if self.is_set:
+                self._pass_on(group)
+            yield
+        finally:
+            self._groups.discard(group)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        say_at_once("sweep: asked to stop; waits until the run has saved")
+        say_at_once("sweep: asked to stop; waits until the runs at work have saved")
         if not self.is_set:
             self.is_set = True
-            self._pass_on()
+            for group in tuple(self._groups):
+                self._pass_on(group)
 
-    def _pass_on(self) -> None:
-        if self._group is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._group, signal.SIGTERM)
+    def _pass_on(self, group: int) -> None:
+        with contextlib.suppress(KeyError, ProcessLookupError):
+            self._groups.remove(group)  # whoever removes it sends the signal, once
+            os.killpg(group, signal.SIGTERM)
 
 
 def run_locally(sweep: Sweep, unprepared: Set[str] = frozenset()) -> None:
-    """Execute all runs that are not done, one after another.
+    """Execute all runs that are not done, in order, up to max_parallel at the same time.
 
     Args:
         sweep: its runs.
@@ -102,21 +115,43 @@ def run_locally(sweep: Sweep, unprepared: Set[str] = frozenset()) -> None:
         InterruptedRunError: if a signal has stopped it.
         SweepError: if runs have failed, after all others are done.
     """
+    settings = sweep.settings
+    shares = share_gpus(os.environ, max_parallel=settings.max_parallel, num_ranks=settings.num_ranks)
     with executing(sweep), StopSignals() as stop:
         failures = prepare_mixes(sweep, stop, unprepared)
         folders = record_points(sweep)
-        for number, run in enumerate(sweep.runs, start=1):
-            place = f"run {number} of {len(sweep.runs)}, {run.name}"
-            if run.name in folders:
-                logger.info(f"sweep: {place}, is done")
-            elif run.mix not in failures:
-                logger.info(f"sweep: {place}, starts; its log: {sweep.log_of(run.name)}")
-                started = time.monotonic()
-                record = execute_run(sweep, run, stop)
-                if record is None:
-                    folders = record_points(sweep)
-                    logger.info(f"sweep: {place}, is done in {(time.monotonic() - started) / 60:.1f} minutes")
+        free: SimpleQueue[GpuShare] = SimpleQueue()
+        for share in shares:
+            free.put(share)
+        with ThreadPoolExecutor(settings.max_parallel) as pool:
+            at_work = []
+            for number, run in enumerate(sweep.runs, start=1):
+                place = f"run {number} of {len(sweep.runs)}, {run.name}"
+                if run.name in folders:
+                    logger.info(f"sweep: {place}, is done")
+                elif run.mix not in failures:
+                    at_work.append(pool.submit(_execute_in_turn, sweep, run, place, stop, free))
+            try:
+                for each in as_completed(at_work):
+                    each.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # runs at work end, and no other starts
+                raise
         check_done(sweep)
+
+
+def _execute_in_turn(sweep: Sweep, run: SweepRun, place: str, stop: StopSignals, free: SimpleQueue[GpuShare]) -> None:
+    """Execute a run on the GPUs that are free now."""
+    gpus = free.get_nowait()  # there are as many threads as shares
+    try:
+        if not stop.is_set:
+            logger.info(f"sweep: {place}, starts; its log: {sweep.log_of(run.name)}")
+        started = time.monotonic()
+        if execute_run(sweep, run, stop, gpus=gpus) is None:
+            record_points(sweep)
+            logger.info(f"sweep: {place}, is done in {(time.monotonic() - started) / 60:.1f} minutes")
+    finally:
+        free.put(gpus)
 
 
 @contextlib.contextmanager
@@ -264,15 +299,26 @@ def _record_unprepared(sweep: Sweep, mix: str, record: RunRecord) -> None:
             write_record(sweep.record_of(run.name), record)
 
 
-def execute_run(sweep: Sweep, run: SweepRun, stop: StopSignals, job: str | None = None) -> RunRecord | None:
+def execute_run(
+    sweep: Sweep, run: SweepRun, stop: StopSignals, *, job: str | None = None, gpus: GpuShare = NO_GPUS
+) -> RunRecord | None:
     """Train and evaluate a run; return the record of its failure, None if it has succeeded.
+
+    Args:
+        sweep: its settings.
+        run: what to train.
+        stop: signals that have come.
+        job: Slurm's job that this is, if any.
+        gpus: GPUs of this machine for the run; none: the CPU, or those of the job.
 
     Raises:
         InterruptedRunError: if a signal has stopped it.
     """
-    train = Command("train", (*launcher(sweep, "train"), *run.overrides))
-    evaluate = Command("evaluate", (*launcher(sweep, "evaluate"), f'run="{run.folder}"'))
-    return execute(sweep, run.name, [train, evaluate], stop, job)
+    commands = [
+        Command(step, (*launcher(sweep, step, gpus), *arguments), gpus.environment)
+        for step, arguments in (("train", run.overrides), ("evaluate", (f'run="{run.folder}"',)))
+    ]
+    return execute(sweep, run.name, commands, stop, job)
 
 
 def execute(
@@ -310,10 +356,9 @@ def _execute(path: Path, log: Path, command: Command, stop: StopSignals, job: st
     with log.open("ab") as output:
         process = subprocess.Popen(
             command.words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True, env={**os.environ, **command.environment},
         )  # fmt: skip
-    try:
-        stop.follow(process.pid)
+    with stop.passed_on_to(process.pid):
         write_record(path, RunRecord("running", command.step, str(log), ProcessRecord.of(process.pid), job))
         deadline = None
         while process.poll() is None or members_of(process.pid):
@@ -323,8 +368,6 @@ def _execute(path: Path, log: Path, command: Command, stop: StopSignals, job: st
                 if time.monotonic() > deadline:
                     with contextlib.suppress(ProcessLookupError):  # it may have ended since the last look
                         os.killpg(process.pid, signal.SIGKILL)
-    finally:
-        stop.follow(None)
     return process.returncode
 
 
@@ -337,7 +380,7 @@ def last_line_of(log: Path, start: int) -> str:
     return (outcomes or lines or [""])[-1]
 
 
-def launcher(sweep: Sweep, script: str) -> tuple[str, ...]:
+def launcher(sweep: Sweep, script: str, gpus: GpuShare = NO_GPUS) -> tuple[str, ...]:
     """Return the words that start a script of launch/ as the ranks of a run."""
     settings = sweep.settings
     if settings.executor == "slurm":
@@ -351,7 +394,7 @@ def launcher(sweep: Sweep, script: str) -> tuple[str, ...]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ("--num_gpus", str(settings.num_ranks), "--master_port", str(port), "--log_level", "error")
+    options = (*gpus.deepspeed_options(settings.num_ranks), "--master_port", str(port), "--log_level", "error")
     return (program, *options, str(sweep.scripts / f"{script}.py"))
 
 

@@ -7,6 +7,7 @@ one token store: a share selects people when training starts.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -253,8 +254,8 @@ def models_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
     return table
 
 
-def plan_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
-    """Return a table of the runs of a sweep with what they need, and the sums."""
+def plan_table(name: str, planned: Sequence[PlannedRun], *, max_parallel: int = 1) -> FoldingTable:
+    """Return a table of the runs of a sweep with what they need, and the sums; of runs at a time also when all end."""
     columns = (
         Column("model", "name"),
         Column("sources", "name"),
@@ -275,7 +276,7 @@ def plan_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
             f"{each.flops:.1e}", *_needs([estimate]),
         )  # fmt: skip
     table.add_row("together", *[""] * 5, f"{sum(each.flops for each in planned):.1e}", *_needs(estimates), style="bold")
-    table.caption = "; ".join(_remarks(planned, estimates))
+    table.caption = "; ".join(_remarks(planned, estimates, max_parallel))
     return table
 
 
@@ -308,10 +309,19 @@ def _needs(estimates: Sequence[ResourceEstimate]) -> tuple[str, str, str]:
     hours, dollars, disk = (
         sum(getattr(each, name) for each in estimates) for name in ("hours", "dollars", "disk_bytes")
     )
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min", f"{short(disk)}B", f"{dollars:,.2f}"
+    return _duration(hours), f"{short(disk)}B", f"{dollars:,.2f}"
 
 
-def _remarks(planned: Sequence[PlannedRun], estimates: Sequence[ResourceEstimate]) -> Iterator[str]:
+def _duration(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _remarks(planned: Sequence[PlannedRun], estimates: Sequence[ResourceEstimate], max_parallel: int) -> Iterator[str]:
+    if max_parallel > 1:
+        ends = [0.0] * max_parallel
+        for each in estimates:
+            heapq.heapreplace(ends, ends[0] + each.hours)  # the next run starts when the first of those at work ends
+        yield f"{max_parallel} runs at a time take {_duration(max(ends))}"
     plan = planned[0].run.settings.plan
     yield f"time of training on {plan.num_gpus} x {plan.gpu.name} and dollars are assumed"
     yield f"tokens of {'/'.join(map(str, sorted({each.plan.num_epochs for each in planned})))} epochs"

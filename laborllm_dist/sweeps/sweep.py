@@ -33,20 +33,21 @@ def act(sweep: Sweep) -> None:
     Raises:
         LaborError: if the sweep cannot be listed, executed, shown or stopped; or if runs have failed.
     """
-    action = sweep.settings.action
+    settings, action = sweep.settings, sweep.settings.action
     unprepared = prepare_unknown(sweep) if action == "run" else set()
     if action in ("run", "list"):
         with results() as console:
             planned = plan_runs([run for run in sweep.runs if run.mix not in unprepared], sweep.locations)
-            console.print(models_table(sweep.settings.name, planned))
+            console.print(models_table(settings.name, planned))
             console.print()
-            console.print(plan_table(sweep.settings.name, planned))
-            if sweep.settings.executor == "slurm":
-                console.print(queue_line(sweep.settings, planned), highlight=False)
+            at_once = settings.max_parallel if settings.executor == "local" else 1
+            console.print(plan_table(settings.name, planned, max_parallel=at_once))
+            if settings.executor == "slurm":
+                console.print(queue_line(settings, planned), highlight=False)
     if action == "run":
-        (submit if sweep.settings.executor == "slurm" else run_locally)(sweep, unprepared)
+        (submit if settings.executor == "slurm" else run_locally)(sweep, unprepared)
     elif action == "status":
         with results() as console:
             console.print(status_table(sweep))
     elif action == "cancel":
-        (cancel_jobs if sweep.settings.executor == "slurm" else cancel)(sweep)
+        (cancel_jobs if settings.executor == "slurm" else cancel)(sweep)

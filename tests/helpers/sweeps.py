@@ -38,7 +38,7 @@ def sweep_settings(folder: Path, *, more: tuple[str, ...] = (), **changes: Any) 
     values: dict[str, Any] = {
         "action": "run", "name": "two_seeds", "sweeps_dir": f"{folder}/sweeps", "common": (*small_run(folder), "batch.global_batch_size=8", *more),
         "models": {"tiny": ()}, "mixes": {"market": ()}, "shares": (1.0,), "seeds": (1, 2), "more_runs": {},
-        "baselines": (), "baseline_settings": (), "executor": "local", "num_ranks": 1, "num_nodes": 1, "array": ARRAY,
+        "baselines": (), "baseline_settings": (), "executor": "local", "max_parallel": 1, "num_ranks": 1, "num_nodes": 1, "array": ARRAY,
     }  # fmt: skip
     return SweepSettings(**{**values, **changes})
 

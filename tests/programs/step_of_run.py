@@ -1,11 +1,13 @@
 """Do with a run's folder what the script of launch/ by this file's name does, without a model or the package.
 
-The file `journal` of the working folder gets a line for every start. A run's record is copied from `records`. Where
+The file `journal` of the working folder gets a line for every start, and `gpus_SEED` one with the GPUs that a training
+or evaluation may use. A run's record is copied from `records`. Where
 the folder has a file `fail_SEED`, the training with this seed fails; where it has `wait_SEED`, it waits to be stopped.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -20,6 +22,9 @@ def main() -> None:
     (seed,) = re.findall(r"-seed(\d+)-", run.name)
     with Path("journal").open("a") as file:
         file.write(f"{step} {seed}\n")
+    if step in ("train", "evaluate"):
+        with Path(f"gpus_{seed}").open("a") as file:
+            file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "") + "\n")
     if step in ("prepare", "train"):
         if step == "train" and Path(f"fail_{seed}").exists():
             print("error: the loss of step 7 is nan [non-finite-loss/bad-step]")

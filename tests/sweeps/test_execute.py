@@ -18,13 +18,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.errors import raises
 from helpers.processes import wait_until
 from helpers.runs import small_run
 from helpers.sweeps import ARRAY, opened_sweep, small_scripts
 from submitit.slurm.slurm import _make_sbatch_string
 
-from laborllm_dist.errors import InterruptedRunError, LaborError
+from laborllm_dist.errors import DiskError, InterruptedRunError, LaborError
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.store.build import prepare_store
@@ -38,6 +39,7 @@ from laborllm_dist.sweeps.execute import (
     prepare_unknown,
     run_locally,
 )
+from laborllm_dist.sweeps.gpus import GpuShare
 from laborllm_dist.sweeps.points import read_points
 from laborllm_dist.sweeps.runs import plan_runs
 from laborllm_dist.sweeps.state import (
@@ -258,6 +260,52 @@ def test_a_signal_stops_the_sweep_and_its_run_in_order(sweep: TwoRuns) -> None:
     assert journal() == ["prepare 1", "train 1", "train 1", "evaluate 1", "train 2", "evaluate 2"]
 
 
+def test_runs_at_the_same_time_have_gpus_of_their_own_and_one_signal_stops_all(
+    sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    pair = sweep(max_parallel=2, seeds=(1, 2, 3))
+    Path("wait_2").touch()
+    with first_run_waiting(pair) as process:
+        wait_until(Path("waits_2").exists, time_limit=60, what="the second run is at work")
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(60)
+        assert process.exitcode == InterruptedRunError.exit_code
+    records = [read_record(pair.record_of(run.name)) for run in pair.runs]
+    stopped = ("stopped", "stopped: on request, after step 1, which is saved")
+    assert [(each.state, each.last_line) for each in records[:2] if each is not None] == [stopped, stopped]
+    assert sorted(journal()) == ["prepare 1", "train 1", "train 2"]  # the third has not started
+    assert sorted(Path(f"gpus_{seed}").read_text() for seed in (1, 2)) == ["3\n", "5\n"]
+    Path("wait_2").unlink()
+    run_locally(pair)
+    assert sorted(journal()[3:]) == sorted(f"{step} {seed}" for step in ("train", "evaluate") for seed in (1, 2, 3))
+    assert len(read_points(pair.folder / "points.csv")) == 3
+    assert all(set(Path(f"gpus_{seed}").read_text().split()) <= {"3", "5"} for seed in (1, 2, 3))
+
+
+def test_a_run_that_fails_stops_none_beside_it(sweep: TwoRuns) -> None:
+    many = sweep(max_parallel=3, seeds=(1, 2, 3, 4))
+    Path("fail_2").touch()
+    with raises("sweep/runs-failed", "1 of 4 runs", many.runs[1].name, "the loss of step 7 is nan"):
+        run_locally(many)
+    assert set(finished_folders(many)) == {run.name for run in many.runs} - {many.runs[1].name}
+
+
+def test_a_disk_that_fails_starts_no_other_run(sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Sweep) -> dict[str, Path]:
+        if any(line.startswith("evaluate") for line in journal()):
+            raise DiskError("no space left", code="full")
+        return {}
+
+    monkeypatch.setattr("laborllm_dist.sweeps.execute.record_points", full)
+    many = sweep(max_parallel=2, seeds=(1, 2, 3, 4, 5))
+    with raises("disk/full", "no space left"):
+        run_locally(many)
+    assert len({line for line in journal() if line.startswith("train")}) < 5
+
+
 def test_a_second_start_is_refused_and_cancel_stops_the_first(sweep: TwoRuns) -> None:
     two = sweep()
     with first_run_waiting(two) as process:
@@ -427,3 +475,5 @@ def test_several_ranks_are_started_by_deepspeed(sweep: TwoRuns) -> None:
     assert Path(program).name == "deepspeed"
     assert (words[:2], words[-1]) == (["--num_gpus", "2"], str(two.scripts / "train.py"))
     assert launcher(many, "evaluate") == ("bash", str(many.scripts / "slurm.sbatch"), "evaluate")
+    program, *words = launcher(two, "train", GpuShare(("3", "5")))
+    assert words[:2] == ["--include", "localhost:3,5"]

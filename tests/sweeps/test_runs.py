@@ -195,6 +195,19 @@ def test_tables_have_every_run_and_fit_a_terminal() -> None:
     assert "careers and tokens are assumed" in " ".join(" ".join(lines).split())
 
 
+def test_the_plan_says_when_runs_at_the_same_time_are_done() -> None:
+    """A run starts when the first of those at work ends."""
+    settings = settings_of_sweep("list", "+sweep=synthetic_law")
+    planned = plan_runs(list_runs(settings, compose_run), {})
+    hours, ends = [each.estimate().hours for each in planned], [0.0, 0.0]
+    for each in hours:
+        ends[ends.index(min(ends))] += each
+    assert sum(hours) / 2 <= max(ends) < sum(hours)
+    caption = " ".join(" ".join(printed(plan_table("x", planned, max_parallel=2))).split())
+    assert f"2 runs at a time take {60 * max(ends):.1f} min; " in caption
+    assert "at a time" not in " ".join(printed(plan_table("x", planned)))
+
+
 def test_runs_that_may_end_early_are_refused(tmp_path: Path) -> None:
     settings = sweep_settings(tmp_path, models={"tiny": ("training.patience=3",)})
     with raises("sweep/incomplete-schedule", "tiny", "training.patience=3"):
