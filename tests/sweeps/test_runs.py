@@ -73,8 +73,8 @@ def test_sizes_follow_one_rule_and_their_name_is_their_count(size: str) -> None:
     assert counted == pytest.approx(int(digits) * {"k": 1e3, "m": 1e6, "b": 1e9}[unit], rel=0.12)
 
 
-def test_sizes_reach_from_50_thousand_to_13_billion_and_one_of_them_is_llama_2_7b() -> None:
-    assert {"scratch_50k", "scratch_13b"} <= set(SIZES)
+def test_sizes_reach_from_3_thousand_to_13_billion_and_one_of_them_is_llama_2_7b() -> None:
+    assert {"scratch_3k", "scratch_50k", "scratch_13b"} <= set(SIZES)
     llama = compose_run(["model=scratch_7b"]).model.llama
     assert llama is not None
     assert (llama.hidden_size, llama.intermediate_size, llama.num_layers, llama.num_heads) == (4096, 11008, 32, 32)
@@ -95,9 +95,9 @@ def test_every_sweep_composes_and_says_how_it_is_run(sweep: str) -> None:
 
 def test_the_synthetic_sweep_is_four_sizes_by_four_shares_and_a_second_seed() -> None:
     runs = list_runs(settings_of_sweep("+sweep=synthetic_law"), compose_run)
-    sizes, shares = ("scratch_50k", "scratch_100k", "scratch_150k", "scratch_330k"), (0.2, 0.35, 0.6, 1.0)
+    sizes, shares = ("scratch_3k", "scratch_7k", "scratch_19k", "scratch_50k"), (0.15, 0.3, 0.55, 1.0)
     grid = [(size, share, 1) for size, share in itertools.product(sizes, shares)]
-    assert [(run.model, run.share, run.seed) for run in runs] == [*grid, ("scratch_50k", 0.2, 2)]
+    assert [(run.model, run.share, run.seed) for run in runs] == [*grid, ("scratch_3k", 0.15, 2)]
 
 
 def test_the_arguments_of_a_run_make_its_settings(tmp_path: Path) -> None:
