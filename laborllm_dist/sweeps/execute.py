@@ -38,7 +38,7 @@ from laborllm_dist.sweeps.state import (
     ProcessRecord,
     RunRecord,
     Sweep,
-    end_group,
+    end_groups,
     members_of,
     read_record,
     record_points,
@@ -171,9 +171,10 @@ def executing(sweep: Sweep) -> Iterator[None]:
     )
     with file_lock(sweep.folder / "lock", busy=busy):
         write_json(sweep.folder / PROCESS, settings_to_values(own))
-        for process in left_running(sweep):
+        left = left_running(sweep)
+        for process in left:
             logger.info(f"sweep: process {process.number} of a killed sweep is still at work; it is asked to save")
-            end_group(process)
+        end_groups([process.number for process in left])
         yield
 
 
@@ -403,14 +404,14 @@ def _python(sweep: Sweep, script: str) -> tuple[str, ...]:
 
 
 def cancel(sweep: Sweep) -> None:
-    """Stop the process that executes a sweep on this machine, with its run; they save, and resume later.
+    """Stop the process that executes a sweep on this machine, with its runs, which save and can be resumed.
 
     Raises:
         SweepError: if it is executed on another machine.
     """
     holder = process_of_sweep(sweep)
     if holder is not None and holder.is_running():
-        logger.info(f"sweep: process {holder.number} is asked to stop, and its run to save")
+        logger.info(f"sweep: process {holder.number} is asked to stop, and its runs to save")
         with contextlib.suppress(ProcessLookupError):  # it may have ended since the look
             os.kill(holder.number, signal.SIGTERM)
         while holder.is_running():
@@ -419,9 +420,10 @@ def cancel(sweep: Sweep) -> None:
         raise SweepError(f"sweep {sweep.settings.name} is executed on {holder.host}; cancel it there", code="elsewhere")
     elif holder is None or not left_running(sweep):
         logger.info(f"sweep: no process of {sweep.settings.name} is at work on this machine")
-    for process in left_running(sweep):
+    left = left_running(sweep)
+    for process in left:
         logger.info(f"sweep: process {process.number} of a killed sweep is asked to save")
-        end_group(process)
+    end_groups([process.number for process in left])
 
 
 def _is_locked(sweep: Sweep) -> bool:

@@ -36,6 +36,7 @@ from laborllm_dist.sweeps.execute import (
     cancel,
     execute_run,
     launcher,
+    left_running,
     prepare_unknown,
     run_locally,
 )
@@ -46,6 +47,7 @@ from laborllm_dist.sweeps.state import (
     ProcessRecord,
     RunRecord,
     Sweep,
+    end_groups,
     finished_folders,
     queued_jobs,
     read_record,
@@ -338,6 +340,53 @@ def test_a_killed_sweep_goes_on_and_ends_what_it_has_left_running(
         capsys.readouterr().out
     )
     assert journal()[1:] == ["train 1", "train 1", "evaluate 1", "train 2", "evaluate 2"]
+
+
+def test_several_runs_that_a_killed_sweep_has_left_are_stopped_and_resumed(
+    sweep: TwoRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = sweep(max_parallel=2)
+    Path("wait_2").touch()
+    with first_run_waiting(pair) as process:
+        wait_until(Path("waits_2").exists, time_limit=60, what="the second run is at work")
+        wait_until(lambda: len(left_running(pair)) == 2, time_limit=60, what="both runs are recorded")
+        process.kill()
+        process.join()
+    Path("wait_2").unlink()
+    records = [read_record(pair.record_of(run.name)) for run in pair.runs]
+    left = [record.process for record in records if record is not None and record.process is not None]
+    assert [process.is_running() for process in left] == [True, True]
+    run_locally(pair)
+    assert not any(process.is_running() for process in left)
+    shown = capsys.readouterr().out
+    assert all(f"process {process.number} of a killed sweep is still at work" in shown for process in left)
+    steps = [f"{step} {seed}" for step in ("train", "evaluate") for seed in (1, 2)]
+    assert sorted(journal()[3:]) == sorted(steps)
+
+
+def test_process_groups_are_asked_to_stop_at_once(tmp_path: Path) -> None:
+    """The first one ends only after the second has been asked."""
+    wait = "while [ ! -e asked ]; do sleep 0.1; done"
+    groups = [
+        subprocess.Popen(
+            ["sh", "-c", f"trap '{on_stop}; exit 0' TERM; touch {name}; while :; do sleep 0.1; done"],
+            cwd=tmp_path, start_new_session=True,
+        )
+        for name, on_stop in (("first", wait), ("second", "touch asked"))
+    ]  # fmt: skip
+    for name in ("first", "second"):
+        wait_until((tmp_path / name).exists, time_limit=60, what=f"the {name} group is at work")
+    end_groups([group.pid for group in groups], seconds=30)
+    assert [group.wait() for group in groups] == [0, 0]
+
+
+def test_a_process_group_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    deaf = subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; touch ready; while :; do sleep 0.1; done"], cwd=tmp_path, start_new_session=True
+    )
+    wait_until((tmp_path / "ready").exists, time_limit=60, what="the group is at work")
+    end_groups([deaf.pid], seconds=0.5)
+    assert deaf.wait() == -signal.SIGKILL
 
 
 def test_cancel_touches_no_process_that_is_not_the_sweep_s(sweep: TwoRuns) -> None:
