@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,15 +317,15 @@ def execute_run(
     Raises:
         InterruptedRunError: if a signal has stopped it.
     """
-    commands = [
+    commands = (  # a generator: a step takes its port when it starts
         Command(step, (*launcher(sweep, step, gpus), *arguments), gpus.environment)
         for step, arguments in (("train", run.overrides), ("evaluate", (f'run="{run.folder}"',)))
-    ]
+    )
     return execute(sweep, run.name, commands, stop, job)
 
 
 def execute(
-    sweep: Sweep, name: str, commands: Sequence[Command], stop: StopSignals, job: str | None = None
+    sweep: Sweep, name: str, commands: Iterable[Command], stop: StopSignals, job: str | None = None
 ) -> RunRecord | None:
     """Execute commands in order until one fails; return the record of the failure.
 
@@ -392,11 +394,18 @@ def launcher(sweep: Sweep, script: str, gpus: GpuShare = NO_GPUS) -> tuple[str, 
     program = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if program is None:
         raise missing_package("deepspeed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = (*gpus.deepspeed_options(settings.num_ranks), "--master_port", str(port), "--log_level", "error")
+    port = str(_free_port(gpus.ports))
+    options = (*gpus.deepspeed_options(settings.num_ranks), "--master_port", port, "--log_level", "error")
     return (program, *options, str(sweep.scripts / f"{script}.py"))
+
+
+def _free_port(ports: Sequence[int]) -> int:
+    """Return a port that no process of this machine has now; other sweeps on it rarely choose the same."""
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    return ports[0]  # rank 0 says that it is taken
 
 
 def _python(sweep: Sweep, script: str) -> tuple[str, ...]:

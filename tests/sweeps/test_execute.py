@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.errors import raises
-from helpers.processes import wait_until
+from helpers.processes import free_port, wait_until
 from helpers.runs import small_run
 from helpers.sweeps import ARRAY, opened_sweep, small_scripts
 from submitit.slurm.slurm import _make_sbatch_string
@@ -266,6 +267,7 @@ def test_runs_at_the_same_time_have_gpus_of_their_own_and_one_signal_stops_all(
     sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     pair = sweep(max_parallel=2, seeds=(1, 2, 3))
     Path("wait_2").touch()
@@ -526,3 +528,13 @@ def test_several_ranks_are_started_by_deepspeed(sweep: TwoRuns) -> None:
     assert launcher(many, "evaluate") == ("bash", str(many.scripts / "slurm.sbatch"), "evaluate")
     program, *words = launcher(two, "train", GpuShare(("3", "5")))
     assert words[:2] == ["--include", "localhost:3,5"]
+
+
+def test_ranks_meet_at_a_free_port_of_their_run(sweep: TwoRuns) -> None:
+    two = sweep(num_ranks=2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        first, other = taken.getsockname()[1], free_port()
+        both = range(first, other + (1 if other > first else -1), other - first)
+        _, *words = launcher(two, "train", GpuShare(ports=both))
+    assert (list(both), words[words.index("--master_port") + 1]) == ([first, other], str(other))
