@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from types import FrameType
 
 from laborllm_dist.config.reader import read_settings, settings_to_values
@@ -122,38 +121,44 @@ def run_locally(sweep: Sweep, unprepared: Set[str] = frozenset()) -> None:
     with executing(sweep), StopSignals() as stop:
         failures = prepare_mixes(sweep, stop, unprepared)
         folders = record_points(sweep)
-        free: SimpleQueue[GpuShare] = SimpleQueue()
-        for share in shares:
-            free.put(share)
-        with ThreadPoolExecutor(settings.max_parallel) as pool:
-            at_work = []
-            for number, run in enumerate(sweep.runs, start=1):
-                place = f"run {number} of {len(sweep.runs)}, {run.name}"
-                if run.name in folders:
-                    logger.info(f"sweep: {place}, is done")
-                elif run.mix not in failures:
-                    at_work.append(pool.submit(_execute_in_turn, sweep, run, place, stop, free))
-            try:
-                for each in as_completed(at_work):
-                    each.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # runs at work end, and no other starts
-                raise
+        waiting: deque[tuple[str, SweepRun]] = deque()
+        for number, run in enumerate(sweep.runs, start=1):
+            place = f"run {number} of {len(sweep.runs)}, {run.name}"
+            if run.name in folders:
+                logger.info(f"sweep: {place}, is done")
+            elif run.mix not in failures:
+                waiting.append((place, run))
+        shares = shares[: len(waiting)]
+        with ThreadPoolExecutor(settings.max_parallel) as pool:  # waits for the runs at work, also after an error
+            for each in as_completed([pool.submit(_execute_waiting, sweep, waiting, stop, gpus) for gpus in shares]):
+                each.result()
         check_done(sweep)
 
 
-def _execute_in_turn(sweep: Sweep, run: SweepRun, place: str, stop: StopSignals, free: SimpleQueue[GpuShare]) -> None:
-    """Execute a run on the GPUs that are free now."""
-    gpus = free.get_nowait()  # there are as many threads as shares
-    try:
-        if not stop.is_set:
-            logger.info(f"sweep: {place}, starts; its log: {sweep.log_of(run.name)}")
-        started = time.monotonic()
-        if execute_run(sweep, run, stop, gpus=gpus) is None:
-            record_points(sweep)
-            logger.info(f"sweep: {place}, is done in {(time.monotonic() - started) / 60:.1f} minutes")
-    finally:
-        free.put(gpus)
+def _execute_waiting(sweep: Sweep, waiting: deque[tuple[str, SweepRun]], stop: StopSignals, gpus: GpuShare) -> None:
+    """Execute the runs that wait, one after another on the same GPUs, until none is left; an error leaves none."""
+    while True:
+        try:
+            place, run = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            _execute_in_turn(sweep, run, place, stop, gpus)
+        except BaseException as error:
+            waiting.clear()
+            if not isinstance(error, InterruptedRunError):
+                logger.error(f"sweep: {place}, stops the sweep when the runs beside it have ended: {error}")
+            raise
+
+
+def _execute_in_turn(sweep: Sweep, run: SweepRun, place: str, stop: StopSignals, gpus: GpuShare) -> None:
+    """Execute a run, and record its point."""
+    if not stop.is_set:
+        logger.info(f"sweep: {place}, starts; its log: {sweep.log_of(run.name)}")
+    started = time.monotonic()
+    if execute_run(sweep, run, stop, gpus=gpus) is None:
+        record_points(sweep)
+        logger.info(f"sweep: {place}, is done in {(time.monotonic() - started) / 60:.1f} minutes")
 
 
 @contextlib.contextmanager
@@ -362,7 +367,12 @@ def _execute(path: Path, log: Path, command: Command, stop: StopSignals, job: st
             start_new_session=True, env={**os.environ, **command.environment},
         )  # fmt: skip
     with stop.passed_on_to(process.pid):
-        write_record(path, RunRecord("running", command.step, str(log), ProcessRecord.of(process.pid), job))
+        try:
+            write_record(path, RunRecord("running", command.step, str(log), ProcessRecord.of(process.pid), job))
+        except BaseException:  # without a record, the next start could not stop it
+            end_groups([process.pid])
+            process.wait()
+            raise
         deadline = None
         while process.poll() is None or members_of(process.pid):
             time.sleep(SECONDS_BETWEEN_LOOKS)

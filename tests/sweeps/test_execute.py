@@ -281,6 +281,7 @@ def test_runs_at_the_same_time_have_gpus_of_their_own_and_one_signal_stops_all(
     stopped = ("stopped", "stopped: on request, after step 1, which is saved")
     assert [(each.state, each.last_line) for each in records[:2] if each is not None] == [stopped, stopped]
     assert sorted(journal()) == ["prepare 1", "train 1", "train 2"]  # the third has not started
+    assert records[2] is None
     assert sorted(Path(f"gpus_{seed}").read_text() for seed in (1, 2)) == ["3\n", "5\n"]
     Path("wait_2").unlink()
     run_locally(pair)
@@ -307,7 +308,38 @@ def test_a_disk_that_fails_starts_no_other_run(sweep: TwoRuns, monkeypatch: pyte
     many = sweep(max_parallel=2, seeds=(1, 2, 3, 4, 5))
     with raises("disk/full", "no space left"):
         run_locally(many)
-    assert len({line for line in journal() if line.startswith("train")}) < 5
+    assert {line for line in journal() if line.startswith("train")} == {"train 1", "train 2"}
+
+
+def test_a_run_that_cannot_be_recorded_is_ended(sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start would not know of it."""
+
+    def full(path: Path, record: RunRecord) -> None:
+        if record.step == "train":
+            wait_until(Path("waits_1").exists, time_limit=60, what="the first run is at work")
+            raise DiskError("no space left", code="full")
+        write_record(path, record)
+
+    monkeypatch.setattr("laborllm_dist.sweeps.execute.write_record", full)
+    two = sweep()
+    Path("wait_1").touch()
+    with raises("disk/full", "no space left"):
+        run_locally(two)
+    assert two.log_of(two.runs[0].name).read_text() == "stopped: on request, after step 1, which is saved\n"
+    assert journal() == ["prepare 1", "train 1"]
+
+
+def test_a_step_takes_its_port_when_it_starts(sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours later another process may have a port that was free when the training began."""
+    before: list[tuple[str, list[str]]] = []
+
+    def noted(sweep: Sweep, script: str, gpus: GpuShare) -> tuple[str, ...]:
+        before.append((script, journal()))
+        return launcher(sweep, script, gpus)
+
+    monkeypatch.setattr("laborllm_dist.sweeps.execute.launcher", noted)
+    run_locally(sweep(seeds=(1,)))
+    assert before == [("train", ["prepare 1"]), ("evaluate", ["prepare 1", "train 1"])]
 
 
 def test_a_second_start_is_refused_and_cancel_stops_the_first(sweep: TwoRuns) -> None:
