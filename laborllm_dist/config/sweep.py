@@ -78,7 +78,7 @@ class SweepSettings(Strict):
     executor: Literal["local", "slurm"]
     """This machine, or an array of Slurm jobs."""
     max_parallel: Annotated[int, within(1, 1_024)]
-    """Most runs at the same time on this machine, each with GPUs of its own; `array.max_parallel` is Slurm's."""
+    """Most runs at the same time on this machine, each with GPUs of its own; 1 under Slurm (`array.max_parallel`)."""
     num_ranks: Annotated[int, within(1, 1_024)]
     """Ranks of a run on each node."""
     num_nodes: Annotated[int, within(1, 10_000)]
@@ -92,6 +92,8 @@ class SweepSettings(Strict):
                 raise OutOfRangeError(field, "at least one")
         if self.executor == "local" and self.num_nodes > 1:
             raise OutOfRangeError("num_nodes", "1 with executor=local; executor=slurm runs over several nodes")
+        if self.executor == "slurm" and self.max_parallel > 1:
+            raise OutOfRangeError("max_parallel", "1 with executor=slurm; array.max_parallel limits its jobs")
         for name, runs in self.more_runs.items():
             for field in ("model", "mix"):
                 known = self.models if field == "model" else self.mixes

@@ -40,8 +40,7 @@ def act(sweep: Sweep) -> None:
             planned = plan_runs([run for run in sweep.runs if run.mix not in unprepared], sweep.locations)
             console.print(models_table(settings.name, planned))
             console.print()
-            at_once = settings.max_parallel if settings.executor == "local" else 1
-            console.print(plan_table(settings.name, planned, max_parallel=at_once))
+            console.print(plan_table(settings.name, planned, max_parallel=settings.max_parallel))
             if settings.executor == "slurm":
                 console.print(queue_line(settings, planned), highlight=False)
     if action == "run":
