@@ -11,17 +11,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from types import FrameType
 
 from laborllm_dist.config.reader import read_settings, settings_to_values
@@ -38,7 +39,7 @@ from laborllm_dist.sweeps.state import (
     ProcessRecord,
     RunRecord,
     Sweep,
-    end_group,
+    end_groups,
     members_of,
     read_record,
     record_points,
@@ -120,38 +121,44 @@ def run_locally(sweep: Sweep, unprepared: Set[str] = frozenset()) -> None:
     with executing(sweep), StopSignals() as stop:
         failures = prepare_mixes(sweep, stop, unprepared)
         folders = record_points(sweep)
-        free: SimpleQueue[GpuShare] = SimpleQueue()
-        for share in shares:
-            free.put(share)
-        with ThreadPoolExecutor(settings.max_parallel) as pool:
-            at_work = []
-            for number, run in enumerate(sweep.runs, start=1):
-                place = f"run {number} of {len(sweep.runs)}, {run.name}"
-                if run.name in folders:
-                    logger.info(f"sweep: {place}, is done")
-                elif run.mix not in failures:
-                    at_work.append(pool.submit(_execute_in_turn, sweep, run, place, stop, free))
-            try:
-                for each in as_completed(at_work):
-                    each.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # runs at work end, and no other starts
-                raise
+        waiting: deque[tuple[str, SweepRun]] = deque()
+        for number, run in enumerate(sweep.runs, start=1):
+            place = f"run {number} of {len(sweep.runs)}, {run.name}"
+            if run.name in folders:
+                logger.info(f"sweep: {place}, is done")
+            elif run.mix not in failures:
+                waiting.append((place, run))
+        shares = shares[: len(waiting)]
+        with ThreadPoolExecutor(settings.max_parallel) as pool:  # waits for the runs at work, also after an error
+            for each in as_completed([pool.submit(_execute_waiting, sweep, waiting, stop, gpus) for gpus in shares]):
+                each.result()
         check_done(sweep)
 
 
-def _execute_in_turn(sweep: Sweep, run: SweepRun, place: str, stop: StopSignals, free: SimpleQueue[GpuShare]) -> None:
-    """Execute a run on the GPUs that are free now."""
-    gpus = free.get_nowait()  # there are as many threads as shares
-    try:
-        if not stop.is_set:
-            logger.info(f"sweep: {place}, starts; its log: {sweep.log_of(run.name)}")
-        started = time.monotonic()
-        if execute_run(sweep, run, stop, gpus=gpus) is None:
-            record_points(sweep)
-            logger.info(f"sweep: {place}, is done in {(time.monotonic() - started) / 60:.1f} minutes")
-    finally:
-        free.put(gpus)
+def _execute_waiting(sweep: Sweep, waiting: deque[tuple[str, SweepRun]], stop: StopSignals, gpus: GpuShare) -> None:
+    """Execute the runs that wait, one after another on the same GPUs, until none is left; an error leaves none."""
+    while True:
+        try:
+            place, run = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            _execute_in_turn(sweep, run, place, stop, gpus)
+        except BaseException as error:
+            waiting.clear()
+            if not isinstance(error, InterruptedRunError):
+                logger.error(f"sweep: {place}, stops the sweep when the runs beside it have ended: {error}")
+            raise
+
+
+def _execute_in_turn(sweep: Sweep, run: SweepRun, place: str, stop: StopSignals, gpus: GpuShare) -> None:
+    """Execute a run, and record its point."""
+    if not stop.is_set:
+        logger.info(f"sweep: {place}, starts; its log: {sweep.log_of(run.name)}")
+    started = time.monotonic()
+    if execute_run(sweep, run, stop, gpus=gpus) is None:
+        record_points(sweep)
+        logger.info(f"sweep: {place}, is done in {(time.monotonic() - started) / 60:.1f} minutes")
 
 
 @contextlib.contextmanager
@@ -171,9 +178,10 @@ def executing(sweep: Sweep) -> Iterator[None]:
     )
     with file_lock(sweep.folder / "lock", busy=busy):
         write_json(sweep.folder / PROCESS, settings_to_values(own))
-        for process in left_running(sweep):
+        left = left_running(sweep)
+        for process in left:
             logger.info(f"sweep: process {process.number} of a killed sweep is still at work; it is asked to save")
-            end_group(process)
+        end_groups([process.number for process in left])
         yield
 
 
@@ -314,15 +322,15 @@ def execute_run(
     Raises:
         InterruptedRunError: if a signal has stopped it.
     """
-    commands = [
+    commands = (  # a generator: a step takes its port when it starts
         Command(step, (*launcher(sweep, step, gpus), *arguments), gpus.environment)
         for step, arguments in (("train", run.overrides), ("evaluate", (f'run="{run.folder}"',)))
-    ]
+    )
     return execute(sweep, run.name, commands, stop, job)
 
 
 def execute(
-    sweep: Sweep, name: str, commands: Sequence[Command], stop: StopSignals, job: str | None = None
+    sweep: Sweep, name: str, commands: Iterable[Command], stop: StopSignals, job: str | None = None
 ) -> RunRecord | None:
     """Execute commands in order until one fails; return the record of the failure.
 
@@ -359,7 +367,12 @@ def _execute(path: Path, log: Path, command: Command, stop: StopSignals, job: st
             start_new_session=True, env={**os.environ, **command.environment},
         )  # fmt: skip
     with stop.passed_on_to(process.pid):
-        write_record(path, RunRecord("running", command.step, str(log), ProcessRecord.of(process.pid), job))
+        try:
+            write_record(path, RunRecord("running", command.step, str(log), ProcessRecord.of(process.pid), job))
+        except BaseException:  # without a record, the next start could not stop it
+            end_groups([process.pid])
+            process.wait()
+            raise
         deadline = None
         while process.poll() is None or members_of(process.pid):
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -391,11 +404,18 @@ def launcher(sweep: Sweep, script: str, gpus: GpuShare = NO_GPUS) -> tuple[str, 
     program = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if program is None:
         raise missing_package("deepspeed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = (*gpus.deepspeed_options(settings.num_ranks), "--master_port", str(port), "--log_level", "error")
+    port = str(_free_port(gpus.ports))
+    options = (*gpus.deepspeed_options(settings.num_ranks), "--master_port", port, "--log_level", "error")
     return (program, *options, str(sweep.scripts / f"{script}.py"))
+
+
+def _free_port(ports: Sequence[int]) -> int:
+    """Return a port that no process of this machine has now; other sweeps on it rarely choose the same."""
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    return ports[0]  # rank 0 says that it is taken
 
 
 def _python(sweep: Sweep, script: str) -> tuple[str, ...]:
@@ -403,14 +423,14 @@ def _python(sweep: Sweep, script: str) -> tuple[str, ...]:
 
 
 def cancel(sweep: Sweep) -> None:
-    """Stop the process that executes a sweep on this machine, with its run; they save, and resume later.
+    """Stop the process that executes a sweep on this machine, with its runs, which save and can be resumed.
 
     Raises:
         SweepError: if it is executed on another machine.
     """
     holder = process_of_sweep(sweep)
     if holder is not None and holder.is_running():
-        logger.info(f"sweep: process {holder.number} is asked to stop, and its run to save")
+        logger.info(f"sweep: process {holder.number} is asked to stop, and its runs to save")
         with contextlib.suppress(ProcessLookupError):  # it may have ended since the look
             os.kill(holder.number, signal.SIGTERM)
         while holder.is_running():
@@ -419,9 +439,10 @@ def cancel(sweep: Sweep) -> None:
         raise SweepError(f"sweep {sweep.settings.name} is executed on {holder.host}; cancel it there", code="elsewhere")
     elif holder is None or not left_running(sweep):
         logger.info(f"sweep: no process of {sweep.settings.name} is at work on this machine")
-    for process in left_running(sweep):
+    left = left_running(sweep)
+    for process in left:
         logger.info(f"sweep: process {process.number} of a killed sweep is asked to save")
-        end_group(process)
+    end_groups([process.number for process in left])
 
 
 def _is_locked(sweep: Sweep) -> bool:

@@ -255,7 +255,7 @@ def models_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
 
 
 def plan_table(name: str, planned: Sequence[PlannedRun], *, max_parallel: int = 1) -> FoldingTable:
-    """Return a table of the runs of a sweep with what they need, and the sums; of runs at a time also when all end."""
+    """Return a table of the runs of a sweep with what they need, the sums, and the time of runs in parallel."""
     columns = (
         Column("model", "name"),
         Column("sources", "name"),
@@ -317,11 +317,12 @@ def _duration(hours: float) -> str:
 
 
 def _remarks(planned: Sequence[PlannedRun], estimates: Sequence[ResourceEstimate], max_parallel: int) -> Iterator[str]:
-    if max_parallel > 1:
-        ends = [0.0] * max_parallel
+    at_once = min(max_parallel, len(planned))
+    if at_once > 1:
+        ends = [0.0] * at_once
         for each in estimates:
             heapq.heapreplace(ends, ends[0] + each.hours)  # the next run starts when the first of those at work ends
-        yield f"{max_parallel} runs at a time take {_duration(max(ends))}"
+        yield f"{at_once} runs at a time take {_duration(max(ends))}"
     plan = planned[0].run.settings.plan
     yield f"time of training on {plan.num_gpus} x {plan.gpu.name} and dollars are assumed"
     yield f"tokens of {'/'.join(map(str, sorted({each.plan.num_epochs for each in planned})))} epochs"

@@ -17,7 +17,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -194,16 +194,20 @@ def members_of(group: int) -> list[int]:
     return members
 
 
-def end_group(process: ProcessRecord, *, seconds: float = STOP_SECONDS) -> None:
-    """Ask a process group to stop, and wait until all of it has; after `seconds` it is killed."""
-    deadline = time.monotonic() + seconds
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.number, signal.SIGTERM)
-    while members_of(process.number):
+def end_groups(groups: Iterable[int], *, seconds: float = STOP_SECONDS) -> None:
+    """Ask process groups to stop, all at once, and wait until all of them have; after `seconds` they are killed."""
+    deadline, left = time.monotonic() + seconds, list(groups)
+    _send(left, signal.SIGTERM)
+    while left := [group for group in left if members_of(group)]:
         if time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.number, signal.SIGKILL)
+            _send(left, signal.SIGKILL)
         time.sleep(0.1)
+
+
+def _send(groups: Iterable[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(group, number)
 
 
 def status_table(sweep: Sweep) -> FoldingTable:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.errors import raises
-from helpers.processes import wait_until
+from helpers.processes import free_port, wait_until
 from helpers.runs import small_run
 from helpers.sweeps import ARRAY, opened_sweep, small_scripts
 from submitit.slurm.slurm import _make_sbatch_string
@@ -36,6 +37,7 @@ from laborllm_dist.sweeps.execute import (
     cancel,
     execute_run,
     launcher,
+    left_running,
     prepare_unknown,
     run_locally,
 )
@@ -46,6 +48,7 @@ from laborllm_dist.sweeps.state import (
     ProcessRecord,
     RunRecord,
     Sweep,
+    end_groups,
     finished_folders,
     queued_jobs,
     read_record,
@@ -264,6 +267,7 @@ def test_runs_at_the_same_time_have_gpus_of_their_own_and_one_signal_stops_all(
     sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     pair = sweep(max_parallel=2, seeds=(1, 2, 3))
     Path("wait_2").touch()
@@ -277,6 +281,7 @@ def test_runs_at_the_same_time_have_gpus_of_their_own_and_one_signal_stops_all(
     stopped = ("stopped", "stopped: on request, after step 1, which is saved")
     assert [(each.state, each.last_line) for each in records[:2] if each is not None] == [stopped, stopped]
     assert sorted(journal()) == ["prepare 1", "train 1", "train 2"]  # the third has not started
+    assert records[2] is None
     assert sorted(Path(f"gpus_{seed}").read_text() for seed in (1, 2)) == ["3\n", "5\n"]
     Path("wait_2").unlink()
     run_locally(pair)
@@ -303,7 +308,38 @@ def test_a_disk_that_fails_starts_no_other_run(sweep: TwoRuns, monkeypatch: pyte
     many = sweep(max_parallel=2, seeds=(1, 2, 3, 4, 5))
     with raises("disk/full", "no space left"):
         run_locally(many)
-    assert len({line for line in journal() if line.startswith("train")}) < 5
+    assert {line for line in journal() if line.startswith("train")} == {"train 1", "train 2"}
+
+
+def test_a_run_that_cannot_be_recorded_is_ended(sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start would not know of it."""
+
+    def full(path: Path, record: RunRecord) -> None:
+        if record.step == "train":
+            wait_until(Path("waits_1").exists, time_limit=60, what="the first run is at work")
+            raise DiskError("no space left", code="full")
+        write_record(path, record)
+
+    monkeypatch.setattr("laborllm_dist.sweeps.execute.write_record", full)
+    two = sweep()
+    Path("wait_1").touch()
+    with raises("disk/full", "no space left"):
+        run_locally(two)
+    assert two.log_of(two.runs[0].name).read_text() == "stopped: on request, after step 1, which is saved\n"
+    assert journal() == ["prepare 1", "train 1"]
+
+
+def test_a_step_takes_its_port_when_it_starts(sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours later another process may have a port that was free when the training began."""
+    before: list[tuple[str, list[str]]] = []
+
+    def noted(sweep: Sweep, script: str, gpus: GpuShare) -> tuple[str, ...]:
+        before.append((script, journal()))
+        return launcher(sweep, script, gpus)
+
+    monkeypatch.setattr("laborllm_dist.sweeps.execute.launcher", noted)
+    run_locally(sweep(seeds=(1,)))
+    assert before == [("train", ["prepare 1"]), ("evaluate", ["prepare 1", "train 1"])]
 
 
 def test_a_second_start_is_refused_and_cancel_stops_the_first(sweep: TwoRuns) -> None:
@@ -338,6 +374,53 @@ def test_a_killed_sweep_goes_on_and_ends_what_it_has_left_running(
         capsys.readouterr().out
     )
     assert journal()[1:] == ["train 1", "train 1", "evaluate 1", "train 2", "evaluate 2"]
+
+
+def test_several_runs_that_a_killed_sweep_has_left_are_stopped_and_resumed(
+    sweep: TwoRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = sweep(max_parallel=2)
+    Path("wait_2").touch()
+    with first_run_waiting(pair) as process:
+        wait_until(Path("waits_2").exists, time_limit=60, what="the second run is at work")
+        wait_until(lambda: len(left_running(pair)) == 2, time_limit=60, what="both runs are recorded")
+        process.kill()
+        process.join()
+    Path("wait_2").unlink()
+    records = [read_record(pair.record_of(run.name)) for run in pair.runs]
+    left = [record.process for record in records if record is not None and record.process is not None]
+    assert [process.is_running() for process in left] == [True, True]
+    run_locally(pair)
+    assert not any(process.is_running() for process in left)
+    shown = capsys.readouterr().out
+    assert all(f"process {process.number} of a killed sweep is still at work" in shown for process in left)
+    steps = [f"{step} {seed}" for step in ("train", "evaluate") for seed in (1, 2)]
+    assert sorted(journal()[3:]) == sorted(steps)
+
+
+def test_process_groups_are_asked_to_stop_at_once(tmp_path: Path) -> None:
+    """The first one ends only after the second has been asked."""
+    wait = "while [ ! -e asked ]; do sleep 0.1; done"
+    groups = [
+        subprocess.Popen(
+            ["sh", "-c", f"trap '{on_stop}; exit 0' TERM; touch {name}; while :; do sleep 0.1; done"],
+            cwd=tmp_path, start_new_session=True,
+        )
+        for name, on_stop in (("first", wait), ("second", "touch asked"))
+    ]  # fmt: skip
+    for name in ("first", "second"):
+        wait_until((tmp_path / name).exists, time_limit=60, what=f"the {name} group is at work")
+    end_groups([group.pid for group in groups], seconds=30)
+    assert [group.wait() for group in groups] == [0, 0]
+
+
+def test_a_process_group_that_does_not_stop_is_killed(tmp_path: Path) -> None:
+    deaf = subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; touch ready; while :; do sleep 0.1; done"], cwd=tmp_path, start_new_session=True
+    )
+    wait_until((tmp_path / "ready").exists, time_limit=60, what="the group is at work")
+    end_groups([deaf.pid], seconds=0.5)
+    assert deaf.wait() == -signal.SIGKILL
 
 
 def test_cancel_touches_no_process_that_is_not_the_sweep_s(sweep: TwoRuns) -> None:
@@ -477,3 +560,13 @@ def test_several_ranks_are_started_by_deepspeed(sweep: TwoRuns) -> None:
     assert launcher(many, "evaluate") == ("bash", str(many.scripts / "slurm.sbatch"), "evaluate")
     program, *words = launcher(two, "train", GpuShare(("3", "5")))
     assert words[:2] == ["--include", "localhost:3,5"]
+
+
+def test_ranks_meet_at_a_free_port_of_their_run(sweep: TwoRuns) -> None:
+    two = sweep(num_ranks=2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        first, other = taken.getsockname()[1], free_port()
+        both = range(first, other + (1 if other > first else -1), other - first)
+        _, *words = launcher(two, "train", GpuShare(ports=both))
+    assert (list(both), words[words.index("--master_port") + 1]) == ([first, other], str(other))

@@ -206,6 +206,9 @@ def test_the_plan_says_when_runs_at_the_same_time_are_done() -> None:
     caption = " ".join(" ".join(printed(plan_table("x", planned, max_parallel=2))).split())
     assert f"2 runs at a time take {60 * max(ends):.1f} min; " in caption
     assert "at a time" not in " ".join(printed(plan_table("x", planned)))
+    assert "at a time" not in " ".join(printed(plan_table("x", planned[:1], max_parallel=8)))
+    few = " ".join(" ".join(printed(plan_table("x", planned[:2], max_parallel=8))).split())
+    assert f"2 runs at a time take {60 * max(hours[:2]):.1f} min; " in few
 
 
 def test_runs_that_may_end_early_are_refused(tmp_path: Path) -> None:
