@@ -78,7 +78,7 @@ class SweepSettings(Strict):
     executor: Literal["local", "slurm"]
     """This machine, or an array of Slurm jobs."""
     max_parallel: Annotated[int, within(1, 1_024)]
-    """Most runs at the same time on this machine, each with GPUs of its own. Under Slurm `array.max_parallel` counts."""
+    """Most runs at the same time on this machine, each with GPUs of its own; Slurm has `array.max_parallel`."""
     num_ranks: Annotated[int, within(1, 1_024)]
     """Ranks of a run on each node."""
     num_nodes: Annotated[int, within(1, 10_000)]
