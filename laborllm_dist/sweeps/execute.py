@@ -26,12 +26,12 @@ from pathlib import Path
 from types import FrameType
 
 from laborllm_dist.config.reader import read_settings, settings_to_values
+from laborllm_dist.distributed.gpu_shares import GpuShare, share_gpus
 from laborllm_dist.errors import AlreadyRunningError, InterruptedRunError, SettingsError, SweepError, missing_package
 from laborllm_dist.io.console import say_at_once
 from laborllm_dist.io.files import file_lock, write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import RECORD, RunDirectory
-from laborllm_dist.sweeps.gpus import GpuShare, share_gpus
 from laborllm_dist.sweeps.runs import SweepRun, first_of_mixes, unknown_mixes
 from laborllm_dist.sweeps.state import (
     POINTS,

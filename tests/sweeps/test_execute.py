@@ -26,6 +26,7 @@ from helpers.runs import small_run
 from helpers.sweeps import ARRAY, opened_sweep, small_scripts
 from submitit.slurm.slurm import _make_sbatch_string
 
+from laborllm_dist.distributed.gpu_shares import GpuShare
 from laborllm_dist.errors import DiskError, InterruptedRunError, LaborError
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.run_directory import create_or_resume
@@ -41,7 +42,6 @@ from laborllm_dist.sweeps.execute import (
     prepare_unknown,
     run_locally,
 )
-from laborllm_dist.sweeps.gpus import GpuShare
 from laborllm_dist.sweeps.points import read_points
 from laborllm_dist.sweeps.runs import plan_runs
 from laborllm_dist.sweeps.state import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.errors import raises
 
-from laborllm_dist.sweeps.gpus import share_gpus
+from laborllm_dist.distributed.gpu_shares import share_gpus
 
 
 def shares_of(
