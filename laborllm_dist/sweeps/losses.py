@@ -84,8 +84,8 @@ def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tup
             f"{_family_names(chosen)}",
             code="no-such-runs",
         )
-    can_differ = settings.pretrained is not None and FROM_SCRATCH not in bases
-    if len(sources) > 1 or (len(bases) > 1 and not can_differ):
+    are_joined = settings.pretrained is not None and FROM_SCRATCH not in bases
+    if len(sources) > 1 or (len(bases) > 1 and not are_joined):
         raise LawError(
             f"{settings.points} has runs of {len(_families(chosen))} families, which have no law in common: "
             f"{_family_names(chosen)}; choose one by pretrained= and sources=, and join the names of base "
