@@ -88,8 +88,8 @@ def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tup
     if len(sources) > 1 or (len(bases) > 1 and not are_joined):
         raise LawError(
             f"{settings.points} has runs of {len(_families(chosen))} families, which have no law in common: "
-            f"{_family_names(chosen)}; choose one by pretrained= and sources=, and join the names of base "
-            "models of one family by +",
+            f"{_family_names(chosen)}; choose one by pretrained= and sources=; base models of one "
+            "family are joined by +",
             code="families-mixed",
         )
     return chosen
@@ -176,9 +176,10 @@ def _mean_losses(tables: Sequence[ScoreFile], people: ResampledPeople, settings:
     log_likelihood_MN = np.stack([log_likelihoods(table, settings.split, settings.measure) for table in tables])
     one_group = np.zeros((1, len(people.person_of_row)), dtype=np.int64)
     means = resample_means(log_likelihood_MN, one_group, people)
-    if people.num_people == 1:
-        return -means.sample_MG.T
-    return -np.concatenate([means.sample_MG.T, means.draws_MGD[:, 0].T])
+    loss_FM: FloatArray = -means.sample_MG.T
+    if people.num_people > 1:
+        loss_FM = np.concatenate([loss_FM, -means.draws_MGD[:, 0].T])
+    return loss_FM
 
 
 def _find_truth(runs: Sequence[str], settings: FitLawSettings) -> ScoreFile | None:
