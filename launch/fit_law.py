@@ -7,9 +7,10 @@ from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.io.console import LOGGER, results
 
 HELP = """
-Fit L = E + A N^-a + B D^-b to the loss of a sweep's runs by size N and data D: parameters with intervals, the largest
-run predicted from the smaller ones, the compute-optimal frontier, and how much more data makes a small model equal a
-large one. Writes law.html, law.json, figures and tables.
+Fit a scaling law, such as L = E + A N^-a + B D^-b, to the losses of a sweep's runs by model size N and amount of data
+D. The result has the parameters with intervals, a prediction of the largest run from the smaller sizes, the
+compute-optimal frontier, and how much more data a small model needs to equal a large one. Writes law.html, law.json,
+figures and tables.
 
     python launch/fit_law.py points=sweeps/NAME/points.csv
 """

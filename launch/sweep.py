@@ -8,19 +8,20 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.config.sweep import SweepSettings
 
 HELP = """
-Train and score every model with every share of the training people, source mix and seed. What the runs need is printed
-first. The same command resumes a sweep that was stopped; runs that are done are not repeated.
+Train and score every combination of model, share of the training people, source mix and seed. The command first prints
+what the runs need: tokens, FLOPs, time, disk space and dollars. The same command resumes a sweep that was stopped;
+finished runs are not repeated.
 
-    python launch/sweep.py +sweep=synthetic_law                     here, one run or several at a time
-    python launch/sweep.py +sweep=scaling_law executor=slurm        an array of Slurm jobs
-    python launch/sweep.py list +sweep=scaling_law                  what the runs need
-    python launch/sweep.py status +sweep=synthetic_law              where they are
-    python launch/sweep.py cancel +sweep=synthetic_law              stop them; they save, and resume later
+    python launch/sweep.py +sweep=synthetic_law                     on this machine, max_parallel runs at a time
+    python launch/sweep.py +sweep=scaling_law executor=slurm        as an array of Slurm jobs
+    python launch/sweep.py list +sweep=scaling_law                  print what the runs need
+    python launch/sweep.py status +sweep=synthetic_law              print state, step and losses of the runs
+    python launch/sweep.py cancel +sweep=synthetic_law              stop the runs; they save first
 """
 
 
 def main(settings: SweepSettings) -> None:
-    """List the runs, and do what is asked with them."""
+    """List the runs of a sweep, execute them, show their status, or cancel them."""
     from laborllm_dist.sweeps.sweep import act, open_sweep
 
     compose = functools.partial(compose_settings, RunSettings, "run")

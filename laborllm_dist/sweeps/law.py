@@ -4,14 +4,15 @@
     multiplicative  L = E + A N^-a D^-b             pretrained models
     rectified       L = E + A N^-a / (D0^b + D^b)   pretrained models; D0: the data that pretraining is worth
 
-For given exponents a law is linear in its coefficients, so they follow by non-negative least squares: exactly, since a
-law has three at most and every set of positive ones can be tried. The constant of an excess, whose true value is 0, may
-have either sign. What is left is a search over two or three exponents: a grid, then Gauss-Newton steps on the residuals
-from which the coefficients are projected out (variable projection, Golub and Pereyra 1973; Kaufman's Jacobian). In that
-problem the Hessian's condition number is about 10, against 1e11 with all five parameters. N and D are divided by their
-geometric means. Many losses of the same runs (resamples) are fitted at once, each over the whole grid.
+For given exponents a law is linear in its coefficients, so they follow by non-negative least squares. This is exact: a
+law has at most three coefficients, and every set of positive ones is tried. The constant of an excess, whose true value
+is 0, may have either sign. That leaves a search over two or three exponents: a grid, then Gauss-Newton steps on the
+residuals with the coefficients projected out (variable projection, Golub and Pereyra 1973; Kaufman's Jacobian). The
+condition number of that problem's Hessian is about 10, against 1e11 with all five parameters. N and D are divided by
+their geometric means. Many losses of the same runs (resamples) are fitted at once, each over the whole grid.
 
-Shapes: F fits, P points (runs), Q exponents, K terms besides the constant, C = 1 + K coefficients, G points of a grid.
+Shapes: F fits, A fits that still improve, P points (runs), Q exponents, K terms besides the constant, C = 1 + K
+coefficients, G points of a grid.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ FormName = Literal["additive", "multiplicative", "rectified"]
 FitMethod = Literal["variable_projection", "chinchilla"]
 
 LEAST_EXPONENT, LARGEST_EXPONENT = 0.01, 4.0
-HUBER_DELTA = 1e-3  # on log L, as Hoffmann et al. (2022) have it
+HUBER_DELTA = 1e-3  # on log L, as in Hoffmann et al. (2022)
 _NUMBERS_IN_MEMORY = 20_000_000  # 153 MiB of float64
 _MOST_STEPS = 100
-_EDGE = 1.02  # an exponent within 2 % of the end of its range is at the edge
-_EXACT = 1e-18  # sum of Huber's function that is rounding alone
-_LARGEST_LOG = 100.0  # of a coefficient, in nats
-_LEAST_COEFFICIENT = 1e-6  # of the mean loss, where a logarithm is taken
+_EDGE = 1.02  # an exponent within 2 % of a bound of its range is at the edge
+_EXACT = 1e-18  # a Huber loss below this is rounding error
+_LARGEST_LOG = 100.0  # bound of the logarithm of a coefficient
+_LEAST_COEFFICIENT = 1e-6  # of the mean loss; smaller ones have no useful logarithm
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The formula of a law: terms besides the constant, and their derivatives by the exponents.
+    """The formula of a law: its terms besides the constant, and their derivatives with respect to the exponents.
 
-    `terms(theta_FQ, n_P, d_P)` gives [F, P, K], `slopes` [F, P, K, Q]; n and d are logarithms of N and D over their
-    geometric means. `names` are of the coefficients, then of the exponents, in the order of the arrays.
+    `terms(theta_FQ, n_P, d_P)` returns [F, P, K] and `slopes` [F, P, K, Q]; n and d are logarithms of N and D over
+    their geometric means. `coefficients` and `exponents` are names, in the order of the arrays.
     """
 
     name: FormName
@@ -57,11 +58,11 @@ class Form:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all parameters."""
+        """Names of all parameters: the coefficients, then the exponents."""
         return (*self.coefficients, *self.exponents)
 
     def axes(self, d_P: FloatArray) -> tuple[FloatArray, ...]:
-        """Return the values of each exponent on the grid; the first and the last are the ends of its range."""
+        """Return the grid values of each exponent; the first and the last are the bounds of its range."""
         if self.name != "rectified":
             return (_exponents(32), _exponents(32))
         return (_exponents(14), _exponents(14), np.linspace(d_P.min() - np.log(100), d_P.max() + np.log(10), 10))
@@ -100,7 +101,7 @@ def _rectified_terms(theta_FQ: FloatArray, n_P: FloatArray, d_P: FloatArray) -> 
 def _rectified_slopes(theta_FQ: FloatArray, n_P: FloatArray, d_P: FloatArray) -> FloatArray:
     b, k = theta_FQ[:, 1:2], theta_FQ[:, 2:]
     term_FP = _rectified_terms(theta_FQ, n_P, d_P)[:, :, 0]
-    known_FP = np.exp(b * k - np.logaddexp(b * k, b * d_P))  # share of the data that pretraining is worth
+    known_FP = np.exp(b * k - np.logaddexp(b * k, b * d_P))  # D0^b / (D0^b + D^b)
     by_b = -(k * known_FP + d_P * (1 - known_FP)) * term_FP
     return np.stack([-n_P * term_FP, by_b, -b * known_FP * term_FP], axis=-1)[:, :, None, :]
 
@@ -114,10 +115,10 @@ FORMS: Mapping[FormName, Form] = {
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """A law fitted to F losses of the same runs. Row 0 is the sample's fit where there are resamples.
+    """A law fitted to F losses of the same runs; row 0 is the sample, the other rows are resamples.
 
-    `theta_FQ` and `coefficient_FC` are for N and D over `scale_n` and `scale_d`; `parameters` are for plain N and D.
-    `objective_F`: what was minimized: the sum of squares, or of Huber's function.
+    `theta_FQ` and `coefficient_FC` are for N over `scale_n` and D over `scale_d`; `parameters` are for plain N and D.
+    `objective_F` is the minimum of the sum of squares, or of the Huber loss.
     """
 
     form: Form
@@ -133,7 +134,7 @@ class Fits:
         return _losses(self.form, self.theta_FQ, self.coefficient_FC, n, d)
 
     def parameters(self) -> dict[str, FloatArray]:
-        """Return each parameter, [F], as it stands in the formula with plain N and D."""
+        """Return each parameter of the formula for plain N and D, [F]."""
         log_n, log_d = np.log(self.scale_n), np.log(self.scale_d)
         a, b = self.theta_FQ[:, 0], self.theta_FQ[:, 1]
         values = dict(zip(self.form.coefficients, self.coefficient_FC.T, strict=True))
@@ -147,7 +148,7 @@ class Fits:
         return {**values, **exponents}
 
     def data_for_loss(self, num_params: float, loss_F: FloatArray) -> FloatArray:
-        """Return the D at which models of a size reach a loss, [F]; infinity where no amount of data does."""
+        """Return the D with which a model of a given size reaches a loss, [F]; infinite if no D is enough."""
         n = np.log(num_params / self.scale_n)
         constant, *others = self.coefficient_FC.T
         a, b = self.theta_FQ[:, 0], self.theta_FQ[:, 1]
@@ -163,17 +164,17 @@ class Fits:
         return np.where(power > 0, data, np.inf)
 
     def params_for_loss(self, num_observations: float, loss_F: FloatArray) -> FloatArray:
-        """Return the N at which models on an amount of data reach a loss, [F]; infinity where no size does."""
+        """Return the N with which a model on given data reaches a loss, [F]; infinite if no N is enough."""
         d_P = np.log(np.array([num_observations]) / self.scale_d)
         terms_FK = self.form.terms(self.theta_FQ, np.zeros(1), d_P)[:, 0] * self.coefficient_FC[:, 1:]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # The first term is that of N, here at N = scale_n; further ones do not depend on N.
+            # The first term depends on N, and is here for N = scale_n; the others do not depend on N.
             power = (loss_F - self.coefficient_FC[:, 0] - terms_FK[:, 1:].sum(axis=1)) / terms_FK[:, 0]
             params = self.scale_n * np.exp(-np.log(power) / self.theta_FQ[:, 0])
         return np.where(power > 0, params, np.inf)
 
     def at_edge(self, d_P: FloatArray) -> list[tuple[str, Literal["low", "high"]]]:
-        """Return the exponents of the first fit that lie at an end of their range, with the end."""
+        """Return the exponents of the first fit that are at a bound of their range, and at which one."""
         edges: list[tuple[str, Literal["low", "high"]]] = []
         for name, value, axis in zip(self.form.exponents, self.theta_FQ[0], self.form.axes(d_P), strict=True):
             margin = 0.02 if name == "D0" else value * (_EDGE - 1)
@@ -184,7 +185,7 @@ class Fits:
         return edges
 
     def logs(self, num_params: npt.ArrayLike, num_observations: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Return the logarithms of some N and D over their scales."""
+        """Return the logarithms of N and D over their scales."""
         n = np.log(np.atleast_1d(np.asarray(num_params, dtype=np.float64)) / self.scale_n)
         return n, np.log(np.atleast_1d(np.asarray(num_observations, dtype=np.float64)) / self.scale_d)
 
@@ -216,19 +217,19 @@ def fit_law(
     method: FitMethod = "variable_projection",
     signed_constant: bool = False,
 ) -> Fits:
-    """Fit a law to losses, by least squares or by Huber's function of log L (`chinchilla`, Hoffmann et al. 2022).
+    """Fit a law to losses, by least squares or by the Huber loss of log L (`chinchilla`, Hoffmann et al. 2022).
 
-    Huber's function, summed over points, starts from the optimum of relative squares, which is searched over the whole
-    grid of exponents; it reaches the optimum of all 4,500 starting points of that paper.
+    The Huber loss is minimized from a single start, the least-squares fit of relative errors over the whole grid of
+    exponents. It reaches the best optimum of the 4,500 starting points of that paper.
 
     Args:
         form: which law.
         num_params_P: N of each point.
         num_observations_P: D of each point.
-        loss_FP: losses to fit, each row for itself; above 0 for `chinchilla`.
+        loss_FP: losses; each row is fitted on its own. Positive for `chinchilla`.
         method: what is minimized.
-        signed_constant: allow a negative constant. For losses whose true constant is 0: at the end of its range,
-            resamples would not show how uncertain it is. `chinchilla` has no negative one.
+        signed_constant: allow a negative constant, for losses whose true constant is 0. If it were bounded at 0,
+            resamples would not show how uncertain it is. `chinchilla` ignores this: its constant is positive.
     """
     axes = Axes.of(num_params_P, num_observations_P)
     if method == "variable_projection":
@@ -241,7 +242,7 @@ def fit_law(
 def profile(
     form: Form, axes: Axes, loss_P: FloatArray, place: int, values: Sequence[float], *, signed_constant: bool = False
 ) -> FloatArray:
-    """Return the smallest sum of squares at some values of one exponent, the place of which is given."""
+    """Return the smallest sum of squares with the exponent at index `place` held at each of some values."""
     squares = LeastSquares(form, axes, np.ones(len(loss_P)), int(signed_constant))
     others = [axis for at, axis in enumerate(form.axes(axes.d_P)) if at != place]
     rest_GQ = np.array(list(itertools.product(*others)))
@@ -254,9 +255,10 @@ def profile(
 
 
 def tangents(fits: Fits, num_params: npt.ArrayLike, num_observations: npt.ArrayLike) -> FloatArray:
-    """Return the slopes of the first fit's losses at some points by log coefficients and exponents, [points, C + Q].
+    """Return the derivatives of the first fit's loss at some points, [points, C + Q].
 
-    By the constant the derivative is plain, since it may be 0.
+    They are with respect to the constant, the logarithms of the other coefficients, and the exponents. The constant has
+    no logarithm here, since it may be 0.
     """
     n, d = fits.logs(num_params, num_observations)
     theta, coefficient = fits.theta_FQ[:1], fits.coefficient_FC[0]
@@ -274,9 +276,9 @@ def _losses(form: Form, theta_FQ: FloatArray, coefficient_FC: FloatArray, n: Flo
 
 @dataclass(frozen=True, slots=True)
 class LeastSquares:
-    """Least squares of a law at some points, with non-negative coefficients but for the first `num_signed`.
+    """Weighted least squares of a law; all coefficients but the first `num_signed` are non-negative.
 
-    `root_P`: roots of the weights of the squares.
+    `root_P`: square roots of the weights.
     """
 
     form: Form
@@ -314,7 +316,7 @@ class LeastSquares:
         Args:
             loss_FP: losses.
             start_FQ: exponents to start from.
-            held: an exponent that stays; None: none.
+            held: index of an exponent that stays at its start; None: all are free.
         """
         axes, slopes_of = self.axes, self.form.slopes
         scaled_FP = loss_FP * self.root_P
@@ -325,40 +327,37 @@ class LeastSquares:
         coefficient_FC, residual_FP = self._coefficients(theta_FQ, scaled_FP)
         objective_F = np.einsum("fp,fp->f", residual_FP, residual_FP)
         damping_F = np.full(len(theta_FQ), 1e-3)
-        active = np.arange(len(theta_FQ))
+        active_A = np.arange(len(theta_FQ))  # fits that still improve
         for _ in range(_MOST_STEPS):
-            theta, coefficient = theta_FQ[active], coefficient_FC[active]
-            slopes = np.einsum("fpkq,fk->fpq", slopes_of(theta, axes.n_P, axes.d_P), coefficient[:, 1:])
-            slopes *= self.root_P[:, None] * free_Q
-            basis = _basis(self._design(theta), coefficient != 0)
-            slopes -= basis @ (np.swapaxes(basis, 1, 2) @ slopes)  # what the coefficients make up for
-            normal = np.swapaxes(slopes, 1, 2) @ slopes
-            size = np.einsum("fqq->fq", normal)
-            size = damping_F[active, None] * size + np.where(size > 0, 1e-30, 1.0)
-            normal += size[:, :, None] * np.eye(len(ends))
-            step = np.linalg.solve(normal, np.einsum("fpq,fp->fq", slopes, residual_FP[active])[:, :, None])[:, :, 0]
-            tried = np.clip(theta + step, low_Q, high_Q)
-            new_coefficient, new_residual = self._coefficients(tried, scaled_FP[active])
-            new_objective = np.einsum("fp,fp->f", new_residual, new_residual)
-            better = new_objective < objective_F[active]
-            gained = active[better]
-            moved = np.abs(tried - theta).max(axis=1)
-            is_done = better & (objective_F[active] - new_objective <= 1e-13 * new_objective)
-            theta_FQ[gained], coefficient_FC[gained] = tried[better], new_coefficient[better]
-            residual_FP[gained], objective_F[gained] = new_residual[better], new_objective[better]
-            damping_F[active] *= np.where(better, 0.1, 10.0)
-            active = active[(moved > 1e-11) & (damping_F[active] < 1e12) & ~is_done]
-            if not active.size:
+            theta_AQ, coefficient_AC = theta_FQ[active_A], coefficient_FC[active_A]
+            slopes_APQ = np.einsum("apkq,ak->apq", slopes_of(theta_AQ, axes.n_P, axes.d_P), coefficient_AC[:, 1:])
+            slopes_APQ *= self.root_P[:, None] * free_Q
+            basis_APC = _basis(self._design(theta_AQ), coefficient_AC != 0)
+            slopes_APQ -= basis_APC @ (np.swapaxes(basis_APC, 1, 2) @ slopes_APQ)  # what the coefficients absorb
+            step_AQ = _damped_step(slopes_APQ, residual_FP[active_A], damping_F[active_A])
+            new_theta_AQ = np.clip(theta_AQ + step_AQ, low_Q, high_Q)
+            new_coefficient_AC, new_residual_AP = self._coefficients(new_theta_AQ, scaled_FP[active_A])
+            new_objective_A = np.einsum("ap,ap->a", new_residual_AP, new_residual_AP)
+
+            better_A = new_objective_A < objective_F[active_A]
+            moved_A = np.abs(new_theta_AQ - theta_AQ).max(axis=1)
+            is_done_A = better_A & (objective_F[active_A] - new_objective_A <= 1e-13 * new_objective_A)
+            improved = active_A[better_A]
+            theta_FQ[improved], coefficient_FC[improved] = new_theta_AQ[better_A], new_coefficient_AC[better_A]
+            residual_FP[improved], objective_F[improved] = new_residual_AP[better_A], new_objective_A[better_A]
+            damping_F[active_A] *= np.where(better_A, 0.1, 10.0)
+            active_A = active_A[(moved_A > 1e-11) & (damping_F[active_A] < 1e12) & ~is_done_A]
+            if not active_A.size:
                 break
         return Fits(self.form, axes.scale_n, axes.scale_d, theta_FQ, coefficient_FC, objective_F)
 
     def _design(self, theta_FQ: FloatArray) -> FloatArray:
-        """Return the columns that the coefficients multiply, times the roots of the weights, [F, P, C]."""
+        """Return the weighted design matrix, a column for each coefficient, [F, P, C]."""
         terms = self.form.terms(theta_FQ, self.axes.n_P, self.axes.d_P)
         return np.concatenate([np.ones((*terms.shape[:2], 1)), terms], axis=2) * self.root_P[:, None]
 
     def _supports(self) -> Iterator[list[int]]:
-        """Give every set of columns that may be in use, the largest first; those of signed coefficients always are."""
+        """Yield every set of columns that may be in use, the largest first; signed coefficients always are in use."""
         signed = range(self.num_signed)
         others = range(self.num_signed, len(self.form.coefficients))
         for size in range(len(others), -1, -1):
@@ -367,13 +366,13 @@ class LeastSquares:
                     yield support
 
     def _are_allowed(self, coefficient_FSR: FloatArray) -> BoolArray:
-        """Return where the signs of a support's coefficients are allowed, [F, R]."""
+        """Return whether the signs of a support's coefficients are allowed, [F, R]."""
         is_allowed_FSR = np.isfinite(coefficient_FSR)
         is_allowed_FSR[:, self.num_signed :] &= coefficient_FSR[:, self.num_signed :] >= 0
         return np.asarray(is_allowed_FSR.all(axis=1))
 
     def _coefficients(self, theta_FQ: FloatArray, scaled_FP: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return the best coefficients at some exponents, [F, C], and the residuals, [F, P]."""
+        """Return the best coefficients for given exponents, [F, C], and their residuals, [F, P]."""
         design_FPC = self._design(theta_FQ)
         basis, triangle = np.linalg.qr(design_FPC)
         along_FC = np.einsum("fpc,fp->fc", basis, scaled_FP)
@@ -385,7 +384,7 @@ class LeastSquares:
         return coefficient_FC, scaled_FP - np.einsum("fpc,fc->fp", design_FPC, coefficient_FC)
 
     def _best_support(self, triangle_FCC: FloatArray, along_FC: FloatArray) -> FloatArray:
-        """Return the allowed least squares of a triangular system: the best of all sets of columns."""
+        """Return the best allowed solution of a triangular least-squares problem, over all sets of columns, [F, C]."""
         best_FC = np.zeros_like(along_FC)
         best_F = np.einsum("fc,fc->f", along_FC, along_FC)
         for support in self._supports():
@@ -401,8 +400,19 @@ class LeastSquares:
         return best_FC
 
 
+def _damped_step(slopes_FPQ: FloatArray, residual_FP: FloatArray, damping_F: FloatArray) -> FloatArray:
+    """Return the Levenberg-Marquardt step of each fit, [F, Q]; 0 for exponents without a slope."""
+    normal_FQQ = np.swapaxes(slopes_FPQ, 1, 2) @ slopes_FPQ
+    diagonal_FQ = np.einsum("fqq->fq", normal_FQQ)
+    ridge_FQ = damping_F[:, None] * diagonal_FQ + np.where(diagonal_FQ > 0, 1e-30, 1.0)
+    normal_FQQ += ridge_FQ[:, :, None] * np.eye(normal_FQQ.shape[1])
+    right_FQ = np.einsum("fpq,fp->fq", slopes_FPQ, residual_FP)
+    step_FQ: FloatArray = np.linalg.solve(normal_FQQ, right_FQ[:, :, None])[:, :, 0]
+    return step_FQ
+
+
 def _solved(triangle_FCC: FloatArray, right_FCR: FloatArray) -> FloatArray:
-    """Solve upper triangular systems of a few unknowns, [F, C, R]; not finite where a system is singular."""
+    """Solve upper triangular systems with few unknowns, [F, C, R]; non-finite where a system is singular."""
     solved = np.empty_like(right_FCR)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for row in reversed(range(right_FCR.shape[1])):
@@ -414,15 +424,15 @@ def _solved(triangle_FCC: FloatArray, right_FCR: FloatArray) -> FloatArray:
 
 
 def _basis(design_FPC: FloatArray, in_use_FC: BoolArray) -> FloatArray:
-    """Return orthonormal columns that span those of a design that are in use, [F, P, C]; the rest are 0."""
-    order_FC = np.argsort(~in_use_FC, axis=1, kind="stable")  # those in use first
+    """Return an orthonormal basis of the columns of a design that are in use, [F, P, C]; the other columns are 0."""
+    order_FC = np.argsort(~in_use_FC, axis=1, kind="stable")  # columns in use first
     basis: FloatArray = np.linalg.qr(np.take_along_axis(design_FPC, order_FC[:, None, :], axis=2))[0]
     basis *= (np.arange(in_use_FC.shape[1]) < in_use_FC.sum(axis=1, keepdims=True))[:, None, :]
     return basis
 
 
 def _huber_fits(start: Fits, axes: Axes, loss_FP: FloatArray) -> Fits:
-    """Minimize the sum of Huber's function of the errors of log L, each fit from its own start."""
+    """Minimize the Huber loss of the errors of log L, each fit from its own start."""
     form, num_coefficients = start.form, len(start.form.coefficients)
     ends = [(axis[0], axis[-1]) for axis in form.axes(axes.d_P)]
     thetas, coefficients, objectives = [], [], []
@@ -442,12 +452,12 @@ def _minimized(
     start: FloatArray,
     ends: Sequence[tuple[float, float]],
 ) -> FloatArray:
-    """Return the minimum near a start: BFGS, repeated from where it ends until nothing is gained."""
+    """Return the minimum near a start, by L-BFGS-B, which is restarted from its result until it gains nothing."""
     lowest = value_and_gradient(start)[0]
     if lowest < _EXACT:
         return start
     bounds = [(-_LARGEST_LOG, _LARGEST_LOG)] * (len(start) - len(ends)) + list(ends)
-    scale = 1 / lowest  # tolerances of an optimizer are about values near 1
+    scale = 1 / lowest  # the tolerances of the optimizer are for values near 1
 
     def scaled(values: FloatArray) -> tuple[float, FloatArray]:
         value, gradient = value_and_gradient(values)
@@ -468,7 +478,7 @@ def _minimized(
 
 
 def _huber(form: Form, axes: Axes, loss_P: FloatArray, values: FloatArray) -> tuple[float, FloatArray]:
-    """Return the sum of Huber's function of the errors of log L, and its gradient by log coefficients and exponents."""
+    """Return the Huber loss of the errors of log L, and its gradient in log coefficients and exponents."""
     num_coefficients = len(form.coefficients)
     coefficient = np.exp(values[:num_coefficients])
     theta = values[num_coefficients:][None]

@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """An estimate, and what it is about; cells that do not apply are empty."""
+    """An estimate and what it refers to; cells that do not apply are empty."""
 
     term: str
     estimate: Estimate
@@ -56,7 +56,7 @@ class _Row:
 
 
 def _end_cell(value: float | None) -> str:
-    return "Inf" if value == math.inf else number_cell(value)  # R and Python read it as infinity
+    return "Inf" if value == math.inf else number_cell(value)  # R and Python parse "Inf"
 
 
 def _csv(rows: Iterable[_Row], numbers: LawNumbers) -> str:
@@ -82,7 +82,7 @@ def export_tables(numbers: LawNumbers) -> tuple[ExportedTable, ...]:
 
 
 def data_of_figures(numbers: LawNumbers) -> dict[str, str]:
-    """Return what each figure shows, as CSV, by the name of the figure."""
+    """Return the data of each figure as CSV, by the name of the figure."""
     points = _csv(_point_rows(numbers), numbers)
     data = {"law_by_size": points, "law_by_data": points, "law_errors": points}
     if numbers.frontier is not None:

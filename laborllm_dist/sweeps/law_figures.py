@@ -50,7 +50,7 @@ def draw_figures(numbers: LawNumbers) -> tuple[DrawnFigure, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Slices:
-    """The law along one of N and D, with a curve for each value of the other one; P runs."""
+    """The law as a function of N or D, with a curve for each value of the other one; P runs."""
 
     name: str
     alternative: str
@@ -60,11 +60,11 @@ class _Slices:
     other_P: tuple[float, ...]
     loss_P: tuple[float, ...]
     curve_name: Callable[[float], str]
-    curve: Callable[[FloatArray, float], FloatArray]  # the law's loss along the axis, at a value of the other one
+    curve: Callable[[FloatArray, float], FloatArray]  # loss by the law along the axis, for a value of the other one
 
 
 def _by_size(numbers: LawNumbers) -> _Slices:
-    """Return the loss over N, with a curve for each D."""
+    """Return the loss as a function of N, with a curve for each D."""
     return _Slices(
         "law_by_size",
         "Loss of the runs and the law by number of parameters",
@@ -79,7 +79,7 @@ def _by_size(numbers: LawNumbers) -> _Slices:
 
 
 def _by_data(numbers: LawNumbers) -> _Slices:
-    """Return the loss over D, with a curve for each N."""
+    """Return the loss as a function of D, with a curve for each N."""
     names = {size: point.size for size, point in zip(_sizes(numbers), numbers.points, strict=True)}
     return _Slices(
         "law_by_data",
@@ -116,7 +116,7 @@ def _draw_slices(slices: _Slices) -> DrawnFigure:
 
 
 def _draw_errors(numbers: LawNumbers) -> DrawnFigure:
-    """Draw the law minus the loss of every run, over N."""
+    """Draw the error of the law (law minus loss) for every run, by N."""
     sizes, shares = _sizes(numbers), _shares(numbers)
     errors = [point.fitted - point.loss.value for point in numbers.points]
     values = sorted(set(shares))
@@ -184,7 +184,7 @@ def _those(values: Sequence[float], chosen: Sequence[bool]) -> list[float]:
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
-    """Return at most as many values as a figure has curves, with both ends."""
+    """Return at most _MOST_CURVES of the values, evenly spaced and with both ends."""
     places = np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_CURVES)).round().astype(int))
     return [values[place] for place in places]
 

@@ -1,4 +1,4 @@
-"""Whether the runs of a sweep identify a scaling law; where they do not, the run that would help most."""
+"""Whether the runs of a sweep identify a scaling law and, if they do not, the run that would help most."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEAST_POINTS, LEAST_VALUES = 5, 3
 
 @dataclass(frozen=True, slots=True)
 class LawData:
-    """The points of one family with the N that is chosen; where `is_excess`, the law's constant may be negative."""
+    """The points of one family and the N that the settings choose. With `is_excess` the constant may be negative."""
 
     points: tuple[SweepPoint, ...]
     n_P: FloatArray
@@ -35,7 +35,7 @@ class LawData:
     def of(
         cls, points: Sequence[SweepPoint], losses: SweepLosses, settings: FitLawSettings, *, other_count: bool = False
     ) -> LawData:
-        """Choose the settings' count of parameters as N, or the other one."""
+        """Take N as the settings count parameters or, with `other_count`, the other way."""
         counts_total = (settings.num_params == "total") != other_count
         n = [point.num_params if counts_total else point.num_non_embedding_params for point in points]
         d = [point.num_observations for point in points]
@@ -45,30 +45,30 @@ class LawData:
 
     @property
     def cells(self) -> set[tuple[float, float]]:
-        """The different pairs of N and D."""
+        """The distinct pairs of N and D."""
         return set(zip(self.n_P.tolist(), self.d_P.tolist(), strict=True))
 
     def where(self, chosen_P: BoolArray) -> LawData:
-        """Return some of the points."""
+        """Return the chosen points."""
         points = tuple(point for point, chosen in zip(self.points, chosen_P, strict=True) if chosen)
         return replace(
             self, points=points, n_P=self.n_P[chosen_P], d_P=self.d_P[chosen_P], loss_P=self.loss_P[chosen_P]
         )
 
     def fit(self, form: Form, loss_FP: FloatArray | None = None) -> Fits:
-        """Fit a form to losses [F, P] of these points; None: to their own."""
+        """Fit a form to the losses of the points, or to other losses of the same points, [F, P]."""
         losses = self.loss_P[None] if loss_FP is None else loss_FP
         return fit_law(form, self.n_P, self.d_P, losses, method=self.method, signed_constant=self.is_excess)
 
     def size_name(self, num_params: float) -> str:
-        """Return the name of a model size, or its approximate number of parameters where no run has that size."""
+        """Return the name of a model size, or its approximate number of parameters if no run has that size."""
         return next(
             (point.size for point, n in zip(self.points, self.n_P, strict=True) if n == num_params),
             f"of about {format_count(_rounded(num_params))} parameters",
         )
 
     def run_name(self, num_params: float, num_observations: float) -> str:
-        """Return words for a run, there or missing."""
+        """Return a description of a run, whether it exists or is to be added."""
         known = num_observations in self.d_P
         data = format_count(int(num_observations) if known else _rounded(num_observations))
         return f"a run of size {visible(self.size_name(num_params))} on {'' if known else 'about '}{data} observations"
@@ -78,7 +78,7 @@ def check_values(data: LawData, settings: FitLawSettings) -> None:
     """Check that there are enough points, sizes and shares of data for any law.
 
     Raises:
-        LawError: naming a run that is missing.
+        LawError: if there are too few; it names a run to add.
     """
     sizes, shares, cells = np.unique(data.n_P), np.unique(data.d_P), data.cells
     if len(sizes) < LEAST_VALUES:
@@ -107,9 +107,9 @@ def check_values(data: LawData, settings: FitLawSettings) -> None:
 def determines(data: LawData, form: Form) -> bool:
     """Return whether losses without noise would determine every parameter of a form.
 
-    They do where the derivatives of the losses by the parameters are linearly independent, which depends on the sizes
-    and amounts of data alone, and on exponents only in special cases. The additive form, for example, needs three
-    sizes and three amounts of data; the multiplicative form, two of each.
+    They do if the derivatives of the losses with respect to the parameters are linearly independent. That depends only
+    on the sizes and amounts of data, and in special cases on the exponents. The additive form, for example, needs three
+    sizes and three amounts of data; the multiplicative form needs two of each.
     """
     axes = Axes.of(data.n_P, data.d_P)
     num_coefficients = len(form.coefficients)
@@ -119,8 +119,18 @@ def determines(data: LawData, form: Form) -> bool:
 
 
 def identification_problem(fits: Fits, data: LawData) -> LawError | None:
-    """Return why the runs do not identify a form's parameters, with the run that would help most; None: they do."""
-    form, axes = fits.form, Axes.of(data.n_P, data.d_P)
+    """Return why the runs do not identify the parameters of a form, and the run to add; None if they do."""
+    return (
+        _undetermined_parameter(fits, data)
+        or _zero_coefficient(fits, data)
+        or _exponent_at_bound(fits, data)
+        or _unbounded_exponent(fits, data)
+    )
+
+
+def _undetermined_parameter(fits: Fits, data: LawData) -> LawError | None:
+    """Return an error if even losses without noise would not determine every parameter."""
+    form = fits.form
     if len(data.cells) < len(form.names):
         return LawError(
             f"the {form.name} form has {len(form.names)} parameters, and there are {len(data.cells)} different "
@@ -133,25 +143,38 @@ def identification_problem(fits: Fits, data: LawData) -> LawError | None:
             f"{form.name} form open: add {_most_useful_run(fits, data)}",
             code="too-few-points",
         )
-    mean_loss = float(np.mean(np.abs(data.loss_P)))
-    zero = [
-        name
-        for name, value in zip(form.coefficients[1:], fits.coefficient_FC[0, 1:], strict=True)
-        if value < 1e-5 * mean_loss
-    ]
-    if zero:
-        return LawError(
-            f"the {form.name} form fits best with {zero[0]} = 0, where its exponent means nothing: the losses do not "
-            f"fall with {'D' if zero[0] == 'B' else 'N'}; add {_most_useful_run(fits, data)}",
-            code="optimum-at-edge",
-        )
-    if edges := fits.at_edge(axes.d_P):
-        name, side = edges[0]
-        return LawError(
-            f"the {form.name} form fits best with {name} at the {side} end of its range "
-            f"({fits.parameters()[name][0]:.3g}); add {_most_useful_run(fits, data)}",
-            code="optimum-at-edge",
-        )
+    return None
+
+
+def _zero_coefficient(fits: Fits, data: LawData) -> LawError | None:
+    """Return an error if A or B is 0 in the best fit."""
+    form, mean_loss = fits.form, float(np.mean(np.abs(data.loss_P)))
+    for name, value in zip(form.coefficients[1:], fits.coefficient_FC[0, 1:], strict=True):
+        if value < 1e-5 * mean_loss:
+            return LawError(
+                f"the {form.name} form fits best with {name} = 0, where its exponent is undefined: the losses do not "
+                f"fall with {'D' if name == 'B' else 'N'}; add {_most_useful_run(fits, data)}",
+                code="optimum-at-edge",
+            )
+    return None
+
+
+def _exponent_at_bound(fits: Fits, data: LawData) -> LawError | None:
+    """Return an error if an exponent of the best fit is at a bound of its range."""
+    edges = fits.at_edge(Axes.of(data.n_P, data.d_P).d_P)
+    if not edges:
+        return None
+    name, side = edges[0]
+    return LawError(
+        f"the {fits.form.name} form fits best with {name} at the {side} end of its range "
+        f"({fits.parameters()[name][0]:.3g}); add {_most_useful_run(fits, data)}",
+        code="optimum-at-edge",
+    )
+
+
+def _unbounded_exponent(fits: Fits, data: LawData) -> LawError | None:
+    """Return an error if an exponent at a bound of its range fits not significantly worse (F test at 5 %)."""
+    form, axes = fits.form, Axes.of(data.n_P, data.d_P)
     degrees = len(data.loss_P) - len(form.names)
     if degrees < 1:
         return None
@@ -172,9 +195,10 @@ def identification_problem(fits: Fits, data: LawData) -> LawError | None:
 
 
 def _most_useful_run(fits: Fits, data: LawData) -> str:
-    """Return the name of the run that would lower the largest relative variance of a parameter most.
+    """Return a description of the new run that would reduce the largest relative variance of a parameter most.
 
-    Candidates are the sizes and shares without a run, one more size at either end, and one smaller share.
+    Candidates are the combinations of size and share without a run, including one more size at either end and one
+    smaller share.
     """
     sizes, shares = np.unique(data.n_P), np.unique(data.d_P)
     by_size, by_share = _ratio(sizes, 4.0), _ratio(shares, 2.0)
@@ -185,7 +209,7 @@ def _most_useful_run(fits: Fits, data: LawData) -> str:
         if (n, d) not in data.cells
     ]
     slopes = tangents(fits, data.n_P, data.d_P)
-    # By the logarithm of each parameter; the constant may be 0, so it is in units of the mean loss.
+    # Derivatives by the logarithm of each parameter; the constant may be 0, so it is in units of the mean loss.
     scale = np.ones(slopes.shape[1])
     scale[0] = float(np.mean(np.abs(data.loss_P)))
     num_exponents = min(2, len(fits.form.exponents))
@@ -206,7 +230,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def _ratio(values: FloatArray, otherwise: float) -> float:
-    """Return the mean ratio of neighbors among sorted values."""
+    """Return the geometric mean of the ratios of neighboring values; the values are sorted."""
     return float((values[-1] / values[0]) ** (1 / (len(values) - 1))) if len(values) > 1 else otherwise
 
 

@@ -1,11 +1,12 @@
-"""The scaling law of a sweep: losses of its runs, the law's form, and all numbers with their intervals.
+"""The scaling law of a sweep, from the losses of its runs: its form, and all numbers with their intervals.
 
-An interval covers two kinds of chance. Who was tested: people are resampled once per draw for all runs together, as in
-the report, so what is common to all runs stays common. And how the runs came out: seeds, order and whatever the law
-does not describe move every run on its own; the variance of that noise is what the residuals have beyond the people's
-part, and each draw adds it to every run. In each draw the law is fitted anew, over the whole grid of exponents.
+An interval covers two sources of randomness. The first is the choice of test people. Each draw resamples people once
+for all runs together, as in the report, so that what is common to all runs stays common. The second is noise of each
+run: the seed, the order of training, and misfit of the law. Its variance is that of the residuals, less the part that
+resampling people explains, and each draw adds such noise to every run. Each draw refits the law over the whole grid of
+exponents.
 
-A law whose parameters the runs do not identify is refused, with the run that would help most.
+If the runs do not identify the parameters of a law, the error names the run that would help most.
 
 Shapes: P points (runs), D draws; arrays with 1 + D rows have the sample's number first.
 """
@@ -37,10 +38,10 @@ from laborllm_dist.sweeps.law_results import (
 from laborllm_dist.sweeps.losses import SweepLosses
 from laborllm_dist.sweeps.points import SweepPoint
 
-_SEVERAL_EPOCHS = 1.1  # a ratio of epochs that is more than rounding
+_SEVERAL_EPOCHS = 1.1  # runs whose epochs differ by a larger factor get a note
 _FRONTIER_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the largest run's FLOPs
 _CURVE_POINTS = 41
-_NEVER = 1e300  # in place of infinity, between two of which percentiles cannot be interpolated
+_NEVER = 1e300  # stands for infinity, since percentiles cannot be interpolated between two infinite values
 
 
 def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: FitLawSettings) -> LawNumbers:
@@ -52,7 +53,7 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
         settings: form, method, count of parameters, draws.
 
     Raises:
-        LawError: if the runs do not identify a law, naming what is missing.
+        LawError: if the runs do not identify a law; it names the run to add.
     """
     data, other = LawData.of(points, losses, settings), LawData.of(points, losses, settings, other_count=True)
     check_values(data, settings)
@@ -98,14 +99,14 @@ _NO_FRONTIER = "this form has no compute-optimal frontier: it would put all comp
 def _check_logarithms(losses: FloatArray, settings: FitLawSettings) -> None:
     if settings.method == "chinchilla" and (losses <= 0).any():
         raise LawError(
-            "method=chinchilla is about log L, and a loss or a resample of it is not above 0; "
-            "method=variable_projection is not",
+            "method=chinchilla needs log L, but a loss or a resample of it is not above 0; set "
+            "method=variable_projection",
             code="loss-not-positive",
         )
 
 
 def _compare_forms(data: LawData) -> tuple[tuple[FormNumbers, ...], dict[FormName, Fits]]:
-    """Fit every form to all runs and to those without the largest size."""
+    """Fit every form to all runs, and again without the runs of the largest size."""
     numbers, all_fits = [], {}
     for form in FORMS.values():
         fits = data.fit(form)
@@ -146,8 +147,8 @@ def _chosen(
 ) -> FormName:
     """Return the form of the settings, or the one that predicts the largest size best from the others.
 
-    Where the smaller sizes are too few to fit the usual form of the family, the forms cannot be compared and it is
-    taken.
+    If the smaller sizes are too few to fit the usual form of the family, the forms cannot be compared; then the usual
+    form is chosen.
 
     Raises:
         LawError: if the runs do not identify the form, or any form.
@@ -168,11 +169,11 @@ def _chosen(
 
 
 def _noise(fits: Fits, data: LawData, draws_DP: FloatArray | None) -> NoiseNumbers:
-    """Divide the residuals into what resamples of people explain, and the rest, which is each run's own."""
+    """Split the variance of the residuals into the part that resampling people explains and the noise of each run."""
     slopes = tangents(fits, data.n_P, data.d_P)
     rank = int(np.linalg.matrix_rank(slopes))
     degrees = len(data.loss_P) - rank
-    away = np.eye(len(data.loss_P)) - slopes @ np.linalg.pinv(slopes)  # what no parameter takes up
+    away = np.eye(len(data.loss_P)) - slopes @ np.linalg.pinv(slopes)  # projects out what the parameters absorb
     residual = data.loss_P - fits.loss(data.n_P, data.d_P)[0]
     by_people, level = 0.0, None
     if draws_DP is not None:
@@ -184,7 +185,7 @@ def _noise(fits: Fits, data: LawData, draws_DP: FloatArray | None) -> NoiseNumbe
 
 
 def _seed_noise(data: LawData) -> tuple[float | None, int]:
-    """Return the standard deviation between runs of one size and share, and the number of these runs."""
+    """Return the standard deviation between runs that differ only in their seed, and the number of these runs."""
     squares, num_free, num_repeated = 0.0, 0, 0
     for n, d in data.cells:
         same = data.loss_P[(data.n_P == n) & (data.d_P == d)]
@@ -196,7 +197,7 @@ def _seed_noise(data: LawData) -> tuple[float | None, int]:
 
 
 def _drawn_losses(losses: SweepLosses, noise: NoiseNumbers, settings: FitLawSettings) -> FloatArray:
-    """Return the losses of the sample, then of each draw, [1 + D, P]; of the sample alone without any known noise.
+    """Return the losses of the sample, then of each draw, [1 + D, P]; only the sample's if no noise is known.
 
     Raises:
         LawError: if `method=chinchilla` would take the logarithm of a loss that is 0 or negative.
@@ -208,7 +209,7 @@ def _drawn_losses(losses: SweepLosses, noise: NoiseNumbers, settings: FitLawSett
     draws_DP = np.broadcast_to(loss_P, shape) if losses.draws_DP is None else losses.draws_DP
     if noise.runs:
         random = generator(settings.seed, "noise of the runs of a law")
-        # The variance is itself an estimate: with few degrees of freedom the draws have the tails of Student's t.
+        # The variance is itself an estimate, so with few degrees of freedom the draws have the tails of Student's t.
         spread_D = noise.runs * np.sqrt(
             noise.degrees_of_freedom / random.chisquare(noise.degrees_of_freedom, settings.bootstrap_draws)
         )
@@ -219,7 +220,7 @@ def _drawn_losses(losses: SweepLosses, noise: NoiseNumbers, settings: FitLawSett
 
 
 def _estimate(values_F: FloatArray) -> Estimate:
-    """Return the sample's value with the interval of its draws; infinite values are larger than all others."""
+    """Return the sample's value with the interval of its draws; infinite values rank above all others."""
     clipped = np.minimum(values_F, _NEVER)
     found = estimate(float(clipped[0]), clipped[1:], num_people=2)
     value, low, high = (None if end is None else math.inf if end > _NEVER**0.5 else end for end in
@@ -229,9 +230,9 @@ def _estimate(values_F: FloatArray) -> Estimate:
 
 
 def _held_out(form: Form, data: LawData, losses: SweepLosses, settings: FitLawSettings) -> HeldOutNumbers | None:
-    """Predict the largest run, of the largest size on most data, from the runs of smaller sizes alone.
+    """Predict the largest run (the largest size on most data) from the runs of smaller sizes alone.
 
-    The noise of the interval is theirs, too: runs of the largest size that leave the law do not widen it.
+    The noise in the interval is also that of the smaller sizes, so a bad fit of the largest size does not widen it.
     """
     smaller, largest = _divided(data)
     if not determines(smaller, form):
@@ -239,12 +240,12 @@ def _held_out(form: Form, data: LawData, losses: SweepLosses, settings: FitLawSe
     is_smaller_P = data.n_P < data.n_P.max()
     smaller_draws = None if losses.draws_DP is None else losses.draws_DP[:, is_smaller_P]
     noise = _noise(smaller.fit(form), smaller, smaller_draws)
-    # Without degrees of freedom nothing is known of the noise of a run, and an interval would be too narrow.
+    # Without degrees of freedom the noise of a run is unknown, and an interval would be too narrow.
     loss_FP = data.loss_P[None] if noise.runs is None else _drawn_losses(losses, noise, settings)
     d = float(largest.d_P.max())
     run_P = ~is_smaller_P & (data.d_P == d)
     observed_F = loss_FP[:, run_P].mean(axis=1)
-    # The same people: what moves all losses moves the prediction and the run alike.
+    # The test people are the same, so what moves all losses moves the prediction and the observed loss alike.
     fits = smaller.fit(form, loss_FP[:, is_smaller_P])
     predicted = _estimate(fits.loss(data.n_P.max(), d)[:, 0] - (observed_F - observed_F[0]))
     observed = float(observed_F[0])
@@ -254,7 +255,7 @@ def _held_out(form: Form, data: LawData, losses: SweepLosses, settings: FitLawSe
 
 
 def _frontier(fits: Fits, data: LawData) -> tuple[FrontierNumbers | None, str | None]:
-    """Return the compute-optimal frontier of an additive law, in closed form; or why there is none."""
+    """Return the compute-optimal frontier of an additive law, in closed form, or the reason why there is none."""
     flops = [point.flops for point in data.points if point.flops is not None]
     if len(flops) < len(data.points):
         return None, "there is no compute-optimal frontier, since not all points have flops"
@@ -273,7 +274,7 @@ def _frontier(fits: Fits, data: LawData) -> tuple[FrontierNumbers | None, str | 
         log_n = (b * log_budget / q - balance) / (a + b * p / q)
         log_d = (log_budget - p * log_n) / q
         with np.errstate(over="ignore", invalid="ignore"):
-            # In a draw with A = 0 the best N is 0 and the best D infinite, with B = 0 the other way; then E is left.
+            # In a draw with A = 0 the best N is 0 and the best D infinite; with B = 0 it is the reverse. Then L = E.
             terms = np.where(A * B > 0, A * np.exp(-a * log_n) + B * np.exp(-b * log_d), 0.0)
             loss = values["E"] + terms
             return BudgetNumbers(budget, _estimate(np.exp(log_n)), _estimate(np.exp(log_d)), _estimate(loss))
@@ -287,7 +288,7 @@ def _frontier(fits: Fits, data: LawData) -> tuple[FrontierNumbers | None, str | 
 
 
 def _break_even(fits: Fits, data: LawData) -> tuple[BreakEvenNumbers, ...]:
-    """Compare every smaller size with the largest one on most data."""
+    """Return how much data each smaller size needs to equal the largest size on most data."""
     *smaller, large = np.unique(data.n_P)
     d = float(data.d_P[data.n_P == large].max())
     target_F = fits.loss(large, d)[:, 0]
@@ -295,7 +296,7 @@ def _break_even(fits: Fits, data: LawData) -> tuple[BreakEvenNumbers, ...]:
 
 
 def _baselines(fits: Fits, data: LawData, losses: SweepLosses) -> tuple[BaselineNumbers, ...]:
-    """Compare every size with each baseline, resample by resample of the same people."""
+    """Compare every size with each baseline, on the same resamples of people."""
     sizes = list(np.unique(data.n_P))
     numbers = []
     for baseline in losses.baselines:
@@ -316,7 +317,7 @@ def _baselines(fits: Fits, data: LawData, losses: SweepLosses) -> tuple[Baseline
 def _data_multiples(
     fits: Fits, data: LawData, sizes: Sequence[float], target_F: FloatArray, num_observations: int, target: str
 ) -> tuple[BreakEvenNumbers, ...]:
-    """Return how many times some observations make each size reach a loss, [F], the largest size first."""
+    """Return how many times `num_observations` each size needs to reach a loss, the largest size first."""
     result = []
     for size in reversed(sizes):
         multiple_F = fits.data_for_loss(float(size), target_F) / num_observations
@@ -360,13 +361,11 @@ def _notes(points: Sequence[SweepPoint], noise: NoiseNumbers, *, has_interval: b
             "mixes more data with more repetition"
         )
     if not has_interval:
-        notes.append(
-            "no intervals: the runs' test people are not resampled, and the law has as many parameters as points"
-        )
+        notes.append("no intervals: there are no test people to resample, and the law has as many parameters as points")
     elif noise.runs is None:
         notes.append(
-            "the intervals are of the test people alone, and too narrow: the law has as many parameters as points, so "
-            "that nothing is known of the noise between runs"
+            "the intervals are for the choice of test people alone, and too narrow: the law has as many parameters as "
+            "points, so the noise between runs is unknown"
         )
     return tuple(notes)
 

@@ -1,13 +1,13 @@
 """Write the scaling law of a sweep: law.html, law.json, figures, tidy CSV and LaTeX, in the style of the report.
 
-law.json is written last. It holds every number in full precision, under keys that stay:
+law.json is written last. It has every number in full precision, under these keys:
 
     format                   1; another number means that keys have changed
     form, method, counted    additive, multiplicative or rectified; how it was fitted; what N counts
     formula                  of the form
     pretrained, sources      the family of the runs
-    split, measure, is_excess   what the loss is: nats per observation, or above the truth where is_excess
-    num_people, num_observations   of the test people; null where a file gave the losses
+    split, measure, is_excess   what the loss is: nats per observation or, with is_excess, nats above the truth
+    num_people, num_observations   of the test people; null if a file gave the losses
     bootstrap_draws, seed
     parameters               by name (E, A, B, a, b, D0), for plain N and D
     parameters_other_count   of the fit in which N counts the other way
@@ -15,8 +15,9 @@ law.json is written last. It holds every number in full precision, under keys th
     noise                    people, runs, degrees_of_freedom, seeds, num_repeated
     held_out                 size, num_params, num_observations, num_left_out, observed, predicted, is_inside
     frontier                 factor, power_n, power_d, exponent_n, exponent_d, budgets[], curve[] (flops, num_params,
-                             num_observations, loss); null where the form or the points give none
-    break_even[]             small, large, num_observations, multiple, share_never; null in multiple: no amount of data
+                             num_observations, loss); null if the form or the points have none
+    break_even[]             small, large, num_observations, multiple, share_never; a multiple of null: no amount of
+                             data is enough
     baselines[]              model, num_observations (that it was trained on), loss; num_params: N that equals it on
                              them; by_size[], as break_even[]
     points[]                 the runs: size, run, seed, num_params, num_non_embedding_params, num_observations,
@@ -53,7 +54,7 @@ FORMAT = 1  # of law.json
 
 @dataclass(frozen=True, slots=True)
 class LawResult:
-    """The folder of a law, and its numbers."""
+    """The files of a law, and its numbers."""
 
     page: Path
     summary: Path
@@ -68,7 +69,7 @@ def write_law(settings: FitLawSettings) -> LawResult:
         LawError: if its runs do not identify a law.
         RunError: if a run's folder does not exist.
         ScoreTableError: if a run lacks scores of the split, or two tables are not about the same observations.
-        ForeignFileError: if a file that is no law's has the name of one of the law's.
+        ForeignFileError: if a file of another origin has the name of one of the law's files.
     """
     table = Path(settings.points)
     points = choose_family(read_points(table), settings)

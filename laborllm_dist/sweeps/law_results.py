@@ -1,4 +1,4 @@
-"""What is known of a scaling law: all that is printed, written or drawn, and the words for it."""
+"""The results of a scaling law as dataclasses, from which tables, files and figures are made, and the terms in them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FORMULAS: Mapping[FormName, str] = {
     "rectified": "L = E + A N^-a / (D0^b + D^b)",
 }
 MEANINGS = {
-    "E": "loss with endless parameters and data",
-    "A": "weight of N",
-    "B": "weight of D",
+    "E": "irreducible loss, with infinite parameters and data",
+    "A": "coefficient of N",
+    "B": "coefficient of D",
     "a": "exponent of N",
     "b": "exponent of D",
     "D0": "observations that pretraining is worth",
@@ -27,7 +27,7 @@ COUNTED = {"non_embedding": "parameters without embeddings", "total": "parameter
 
 @dataclass(frozen=True, slots=True)
 class PointNumbers:
-    """A run, its loss, and what the law says; `fitted` minus `loss` is the law's error."""
+    """A run, its loss and the loss by the law; `fitted` minus `loss` is the error of the law."""
 
     size: str
     run: str | None
@@ -44,13 +44,13 @@ class PointNumbers:
 
 @dataclass(frozen=True, slots=True)
 class FormNumbers:
-    """A form's fit to all runs, and to those without the largest size, which it then predicts."""
+    """The fit of a form to all runs, and its error on the largest size when it is fitted without that size."""
 
     form: FormName
     parameters: dict[str, float]
     rms_residual: float
-    held_out_error: float | None  # root mean square over the runs of the largest size; None: too few runs are left
-    problem: str | None  # why the runs do not identify it
+    held_out_error: float | None  # root mean square over the runs of the largest size; None: too few smaller runs
+    problem: str | None  # why the runs do not identify the form; None: they do
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ class HeldOutNumbers:
 
 @dataclass(frozen=True, slots=True)
 class NoiseNumbers:
-    """Standard deviations in nats of the chance in a run's loss."""
+    """Standard deviations of the random parts of a loss, in nats."""
 
-    people: float | None  # who was tested: the same for all runs to a great part
-    runs: float | None  # of each run on its own, beyond the people: what the draws add; None: no degrees of freedom
+    people: float | None  # from the choice of test people, largely common to all runs; None: people are unknown
+    runs: float | None  # of each run besides the test people, which the draws add; None: no degrees of freedom
     degrees_of_freedom: int
-    seeds: float | None  # between runs of one size and share that differ in their seed
-    num_repeated: int  # runs that have a twin of another seed
+    seeds: float | None  # between runs that differ only in their seed; None: there are none
+    num_repeated: int  # number of those runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,12 @@ class BudgetNumbers:
 
 @dataclass(frozen=True, slots=True)
 class FrontierNumbers:
-    """The compute-optimal frontier. FLOPs are `factor` N^`power_n` D^`power_d`, as the runs record them."""
+    """The compute-optimal frontier. FLOPs are `factor` N^`power_n` D^`power_d`, fitted to those of the runs."""
 
     factor: float
     power_n: float
     power_d: float
-    exponent_n: Estimate  # best N grows as FLOPs to this power
+    exponent_n: Estimate  # the best N grows as FLOPs to this power
     exponent_d: Estimate
     budgets: tuple[BudgetNumbers, ...]
     curve: tuple[BudgetNumbers, ...]
@@ -102,29 +102,29 @@ class FrontierNumbers:
 
 @dataclass(frozen=True, slots=True)
 class BreakEvenNumbers:
-    """How many times the data make the small model equal the large one; infinite: no amount of data does."""
+    """How many times as much data the small model needs to equal the large one; infinite: no amount is enough."""
 
     small: str
     large: str
     num_observations: int  # of the large one
     multiple: Estimate
-    share_never: float  # of the draws in which no amount of data does
+    share_never: float  # share of the draws in which no amount of data is enough
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineNumbers:
-    """A baseline on the same test people, and where the law reaches its loss; infinite: nowhere."""
+    """A baseline on the same test people, and where the law equals its loss; infinite: nowhere."""
 
     model: str
     num_observations: int  # that it was trained on
     loss: Estimate
-    num_params: Estimate  # of a model that equals it on these observations
-    by_size: tuple[BreakEvenNumbers, ...]  # how many times these observations make each size equal it
+    num_params: Estimate  # of a model that equals it on as many observations
+    by_size: tuple[BreakEvenNumbers, ...]  # how many times as many observations each size needs to equal it
 
 
 @dataclass(frozen=True, slots=True)
 class LawNumbers:
-    """Everything about a law that is printed, written or drawn."""
+    """All results of a law."""
 
     form: FormName
     method: FitMethod
@@ -139,7 +139,7 @@ class LawNumbers:
     bootstrap_draws: int
     seed: int
     parameters: dict[str, Estimate]
-    parameters_other_count: dict[str, float]  # of the fit by the other count of parameters
+    parameters_other_count: dict[str, float]  # of the fit in which N counts the other way
     forms: tuple[FormNumbers, ...]
     noise: NoiseNumbers
     held_out: HeldOutNumbers | None
@@ -153,7 +153,7 @@ class LawNumbers:
 
     @property
     def loss_name(self) -> str:
-        """What the loss is, in words."""
+        """Unit of the loss, in words."""
         return "nats per observation above the truth" if self.is_excess else "nats per observation"
 
     def counted_params(self, point: PointNumbers) -> int:

@@ -45,7 +45,7 @@ def terminal_tables(numbers: LawNumbers) -> list[FoldingTable]:
 
 
 def size_words(num_params: Estimate) -> str:
-    """Return at which model size the law reaches a loss, with the interval."""
+    """Return in words at which model size the law reaches a loss, with the interval."""
     if math.isinf(num_params.value):
         return "at no model size"
     return f"at {_parameters(num_params.value)} parameters ({_interval(num_params, _parameters)})"
@@ -186,4 +186,4 @@ def _whole(value: float) -> str:
 
 
 def _parameters(value: float) -> str:
-    return "endless" if math.isinf(value) else format_count(round(value))
+    return "infinite" if math.isinf(value) else format_count(round(value))

@@ -1,14 +1,15 @@
 """The losses that a law is fitted to: of one family of runs, on the same test people, with resamples of these people.
 
-Models that were trained from scratch and pretrained ones, or models on other sources of data, have no N and D in
-common, so a law is of one family.
+A family is the models trained from scratch, or those fine-tuned from the base models of one family, on one mix of
+sources. N and D are comparable only within a family, so a law is fitted to one.
 
-Shapes: P points (runs), N observations, D draws.
+Shapes: P points (runs), N observations, D draws of people, F = 1 + D for the sample and then the draws, M score tables:
+those of the points, then of baselines, then of the truth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ FROM_SCRATCH = "scratch"
 
 @dataclass(frozen=True, slots=True)
 class BaselineLoss:
-    """The loss of a baseline: in the sample, then on each resample of people, [1 + D]; of one person alone [1]."""
+    """The loss of a baseline: in the sample, then in each draw, [F]. A single person has no draws: F is 1."""
 
     file: ScoreFile
     num_observations: int  # that it was trained on
@@ -43,12 +44,12 @@ class BaselineLoss:
 
 @dataclass(frozen=True, slots=True)
 class SweepLosses:
-    """The loss of each point: in the sample, and on each resample of people."""
+    """The loss of each point: in the sample, and in each draw of people."""
 
     loss_P: FloatArray
-    draws_DP: FloatArray | None  # None: a file gave the losses, and people are unknown
-    is_excess: bool
-    num_people: int | None
+    draws_DP: FloatArray | None  # None: a file gave the losses, or there is a single person
+    is_excess: bool  # losses are above that of the true probabilities
+    num_people: int | None  # None: a file gave the losses
     num_observations: int | None
     files: tuple[ScoreFile, ...]  # score tables of the points
     truth: ScoreFile | None
@@ -56,119 +57,167 @@ class SweepLosses:
 
 
 def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tuple[SweepPoint, ...]:
-    """Return the points of one family: trained from scratch, or from base models that are one; on the same sources.
+    """Return the points of the family that the settings choose.
 
-    Base models of one family differ in their size and have a name each; `pretrained` says which ones belong together,
-    with + between their names.
+    The base models of a family differ in size and have different names. `pretrained` joins these names by +.
 
     Raises:
-        LawError: if the settings choose no points, name a base model that no point has, or choose points of several
+        LawError: if no point is chosen, a base model of the settings has no point, or the chosen points are of several
             families.
     """
-    together = () if settings.pretrained is None else (settings.pretrained, *settings.pretrained.split("+"))
-    chosen = [
+    joined = [] if settings.pretrained is None else settings.pretrained.split("+")
+    requested = {settings.pretrained, *joined}  # the name of a single base model may itself contain +
+    chosen = tuple(
         point
         for point in points
-        if settings.sources in (None, point.sources) and (not together or _base_of(point) in together)
-    ]
-    families = sorted({(_base_of(point), point.sources) for point in chosen or points})
-    names = "; ".join(
-        f"pretrained={visible(base)} sources={visible(data) or '(empty: fill the column sources)'}"
-        for base, data in families
+        if settings.sources in (None, point.sources) and (settings.pretrained is None or _base_of(point) in requested)
     )
     if not chosen:
-        raise LawError(f"no run is of that family; {settings.points} has {names}", code="no-such-runs")
-    present = {_base_of(point) for point in chosen}
-    absent = [] if settings.pretrained in {None, *present} else sorted({*together[1:]} - present)
-    if absent:
         raise LawError(
-            f"pretrained={settings.pretrained}: no run is from {visible(absent[0])}; the others are {names}",
+            f"no run belongs to that family; {settings.points} has {_family_names(points)}", code="no-such-runs"
+        )
+    bases, sources = {_base_of(point) for point in chosen}, {point.sources for point in chosen}
+    missing = [] if settings.pretrained in bases else sorted(set(joined) - bases)
+    if missing:
+        raise LawError(
+            f"pretrained={settings.pretrained}: no run is from {visible(missing[0])}; the other runs are of "
+            f"{_family_names(chosen)}",
             code="no-such-runs",
         )
-    bases, sources = ({family[part] for family in families} for part in (0, 1))
-    if len(sources) > 1 or (len(bases) > 1 and (not together or FROM_SCRATCH in bases)):
+    are_joined = settings.pretrained is not None and FROM_SCRATCH not in bases
+    if len(sources) > 1 or (len(bases) > 1 and not are_joined):
         raise LawError(
-            f"{settings.points} has runs of {len(families)} families, which have no law in common: {names}; choose one "
-            "by pretrained= and sources=; base models that differ in their size alone are joined by +",
+            f"{settings.points} has runs of {len(_families(chosen))} families, which have no law in common: "
+            f"{_family_names(chosen)}; choose one by pretrained= and sources=; base models of one "
+            "family are joined by +",
             code="families-mixed",
         )
-    return tuple(chosen)
+    return chosen
 
 
 def _base_of(point: SweepPoint) -> str:
-    """Return the name of a point's base model, or that it has none."""
+    """Return the name of the base model of a point, or FROM_SCRATCH."""
     return point.pretrained or FROM_SCRATCH
 
 
+def _families(points: Iterable[SweepPoint]) -> list[tuple[str, str]]:
+    """Return the distinct pairs of base model and sources, in alphabetical order."""
+    return sorted({(_base_of(point), point.sources) for point in points})
+
+
+def _family_names(points: Iterable[SweepPoint]) -> str:
+    """Return the settings that choose each family of some points."""
+    return "; ".join(
+        f"pretrained={visible(base)} sources={visible(sources) or '(empty: fill the column sources)'}"
+        for base, sources in _families(points)
+    )
+
+
 def read_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> SweepLosses:
-    """Return the losses of points: from their file, or from score tables of the same people, with resamples.
+    """Return the losses of points, from the table of points or from the score tables of their runs.
 
     Raises:
         RunError: if a run's folder does not exist.
-        ScoreTableError: if a run has no scores, or two tables are not about the same observations.
-        LawError: if the excess is requested and no run has scores of the truth.
+        ScoreTableError: if a run has no scores, or two score tables are not about the same observations.
+        LawError: if scores of a baseline or of the truth are requested and no run has them.
     """
     given = [point.nats_per_observation for point in points if point.nats_per_observation is not None]
-    if given:
-        if settings.loss == "excess":
-            raise _without_truth(settings)
-        if settings.baselines:
-            raise LawError(
-                f"baselines={','.join(settings.baselines)}: {settings.points} gives losses, and baselines need the "
-                "score tables of runs",
-                code="baselines-without-runs",
-            )
-        return SweepLosses(np.array(given), None, False, None, None, (), None)
+    return _table_losses(given, settings) if given else _scored_losses(points, settings)
+
+
+def _table_losses(losses: Sequence[float], settings: FitLawSettings) -> SweepLosses:
+    """Return losses that the table of points gives; nothing is known of their test people."""
+    if settings.loss == "excess":
+        raise _no_truth(settings)
+    if settings.baselines:
+        raise LawError(
+            f"baselines={','.join(settings.baselines)}: {settings.points} gives losses, and baselines need the "
+            "score tables of runs",
+            code="baselines-without-runs",
+        )
+    return SweepLosses(
+        np.array(losses), draws_DP=None, is_excess=False, num_people=None, num_observations=None, files=(), truth=None
+    )
+
+
+def _scored_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> SweepLosses:
+    """Return the losses of runs, and those of baselines, by their score tables of the same people."""
     runs = [point.run for point in points if point.run is not None]
     files = tuple(read_model_scores(run, split=settings.split) for run in runs)
-    truth = None
-    if settings.loss != "nats":
-        truth = next((file for run in runs if (file := find_true_scores(run, split=settings.split)) is not None), None)
-        if truth is None and settings.loss == "excess":
-            raise _without_truth(settings)
+    truth = None if settings.loss == "nats" else _find_truth(runs, settings)
     baselines = [_find_baseline(name, points, settings) for name in settings.baselines]
-    others = [*(file for file, _ in baselines), *([truth] if truth is not None else [])]
-    for file in [*files[1:], *others]:
-        check_same_observations(files[0], file)
-    scored = [log_likelihoods(file, settings.split, settings.measure) for file in (*files, *others)]
-    person_of_row, num_people = number_people(files[0].table)
+    tables = [*files, *(file for file, _ in baselines), *([] if truth is None else [truth])]
+    for table in tables[1:]:
+        check_same_observations(tables[0], table)
+
+    person_of_row, num_people = number_people(tables[0].table)
     people = ResampledPeople(person_of_row, num_people, None, settings.bootstrap_draws, settings.seed)
-    means = resample_means(np.stack(scored), np.zeros((1, len(person_of_row)), dtype=np.int64), people)
-    loss_FM = -np.concatenate([means.sample_MG.T, means.draws_MGD[:, 0].T] if num_people > 1 else [means.sample_MG.T])
+    loss_FM = _mean_losses(tables, people, settings)
     if truth is not None:
         loss_FM = loss_FM[:, :-1] - loss_FM[:, -1:]
-    num_points = len(files)
+    loss_FP, baseline_loss_FM = loss_FM[:, : len(files)], loss_FM[:, len(files) :]
     return SweepLosses(
-        loss_P=loss_FM[0, :num_points],
-        draws_DP=loss_FM[1:, :num_points] if num_people > 1 else None,
+        loss_P=loss_FP[0],
+        draws_DP=loss_FP[1:] if num_people > 1 else None,
         is_excess=truth is not None,
         num_people=num_people,
         num_observations=len(person_of_row),
         files=files,
         truth=truth,
         baselines=tuple(
-            BaselineLoss(file, trained_on, loss_FM[:, num_points + place])
-            for place, (file, trained_on) in enumerate(baselines)
+            BaselineLoss(file, num_observations, loss_F)
+            for (file, num_observations), loss_F in zip(baselines, baseline_loss_FM.T, strict=True)
         ),
     )
 
 
+def _mean_losses(tables: Sequence[ScoreFile], people: ResampledPeople, settings: FitLawSettings) -> FloatArray:
+    """Return the loss of each score table in the sample, then in each draw of people, [F, M]."""
+    log_likelihood_MN = np.stack([log_likelihoods(table, settings.split, settings.measure) for table in tables])
+    one_group = np.zeros((1, len(people.person_of_row)), dtype=np.int64)
+    means = resample_means(log_likelihood_MN, one_group, people)
+    loss_FM: FloatArray = -means.sample_MG.T
+    if people.num_people > 1:
+        loss_FM = np.concatenate([loss_FM, -means.draws_MGD[:, 0].T])
+    return loss_FM
+
+
+def _find_truth(runs: Sequence[str], settings: FitLawSettings) -> ScoreFile | None:
+    """Return the scores of the true probabilities, from the first run that has them; None if none has.
+
+    Raises:
+        LawError: if the settings request them and no run has them.
+    """
+    for run in runs:
+        if (file := find_true_scores(run, split=settings.split)) is not None:
+            return file
+    if settings.loss == "excess":
+        raise _no_truth(settings)
+    return None
+
+
 def _find_baseline(name: str, points: Sequence[SweepPoint], settings: FitLawSettings) -> tuple[ScoreFile, int]:
-    """Return the scores of a baseline in the run on most data that has them, and the observations of that run."""
-    for point in sorted(points, key=lambda point: -point.num_observations):
+    """Return the scores of a baseline and the number of observations it was trained on.
+
+    They come from the run on most data that has scores of the baseline.
+
+    Raises:
+        LawError: if no run has them.
+    """
+    by_data = sorted(points, key=lambda point: point.num_observations, reverse=True)
+    for point in by_data:
         if point.run is not None and (file := find_baseline_scores(point.run, name, split=settings.split)) is not None:
             return file, point.num_observations
-    largest = max(points, key=lambda point: point.num_observations)
     raise LawError(
-        f"no run has scores of {name}; `python launch/baselines.py run={largest.run} split={settings.split} "
+        f"no run has scores of {name}; `python launch/baselines.py run={by_data[0].run} split={settings.split} "
         f"baselines='[{name}]'` makes them",
         code="no-baseline",
     )
 
 
-def _without_truth(settings: FitLawSettings) -> LawError:
+def _no_truth(settings: FitLawSettings) -> LawError:
     return LawError(
-        f"loss=excess, and no run has scores of the truth; `python launch/baselines.py run=... split={settings.split} "
+        f"loss=excess, but no run has scores of the truth; `python launch/baselines.py run=... split={settings.split} "
         "baselines='[truth]'` makes them for synthetic careers",
         code="no-truth",
     )

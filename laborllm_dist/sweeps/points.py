@@ -1,8 +1,7 @@
-"""The points of a sweep, one trained model each: a CSV that a sweep writes and the scaling law is fitted to.
+"""The points of a sweep, one per trained model: a CSV that launch/sweep.py writes and the scaling law is fitted to.
 
-Runs of one size and one share of data differ in their seed only, and have the same N and D. A file of a user's own may
-have the loss itself (nats_per_observation) in place of a run's folder with a score table, and leave out every column
-with a default.
+Runs that differ only in their seed have the same N and D. A user's own file may give the loss itself
+(nats_per_observation) in place of a run's folder with a score table, and may leave out every column with a default.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from laborllm_dist.io.files import write_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPoint:
-    """One trained model of a sweep. None: a file of a user's own does not have it."""
+    """One trained model of a sweep. None where a user's own file lacks the column or the cell is empty."""
 
     size: str  # name of the model size
     num_params: int  # with embeddings
     num_non_embedding_params: int
-    num_observations: int  # D: different titles in the training people's careers, however many epochs read them
+    num_observations: int  # D: observed occupations in the training people's careers, each counted once for all epochs
     run: str | None = None  # folder of the run, whose scores give the loss; relative to the working directory
-    num_people: int | None = None  # different training people
+    num_people: int | None = None  # distinct training people
     num_tokens: int | None = None  # of one epoch
     epochs: float = 1.0
     flops: float | None = None  # of the whole training
     seed: int = 1
     sources: str = ""  # names of the data's sources, joined by +
-    pretrained: str = ""  # the base model's name; empty: trained from scratch
+    pretrained: str = ""  # name of the base model; empty: trained from scratch
     nats_per_observation: float | None = None  # loss on test people, in place of the run's scores
 
 
 def write_points(points: Sequence[SweepPoint], path: Path) -> None:
-    """Write points as a CSV, atomically, in the order they have."""
+    """Write points as a CSV in the given order, atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(SweepPoint)], lineterminator="\n")
     writer.writeheader()
@@ -51,12 +50,11 @@ def write_points(points: Sequence[SweepPoint], path: Path) -> None:
 
 
 def read_points(path: Path) -> tuple[SweepPoint, ...]:
-    """Read the points of a sweep, or of a user's own file; columns that no point has are ignored.
+    """Read the points of a sweep, or of a user's own file; unknown columns are ignored.
 
     Raises:
-        DataFileError: if the file is missing or no CSV, lacks a column, has one twice, has no rows, or has a cell that
-            is no value of its column; or if a point has neither a run nor a loss, or some points have a loss and others
-            do not.
+        DataFileError: if the file is missing or not a CSV, lacks a column, has a column twice, has no rows, or has an
+            invalid cell; or if a point has neither a run nor a loss, or only some points have a loss.
     """
     if not path.is_file():
         raise DataFileError(

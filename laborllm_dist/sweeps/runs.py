@@ -1,7 +1,7 @@
-"""The runs of a sweep as a value: model size x share of the training people x source mix x seed, and what each needs.
+"""The runs of a sweep: model size x share of the training people x source mix x seed, and what each of them needs.
 
-A run's folder is named by its settings, so two sweeps that share a run share its folder. All shares of a mix train from
-one token store: a share selects people when training starts.
+The name of a run's folder is a function of its settings, so two sweeps that share a run share its folder. All shares of
+a mix train from one token store: a share selects people when training starts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True, slots=True)
 class SweepRun:
-    """One run; `overrides` are the arguments of launch/train.py that make its `settings`."""
+    """One run; `overrides` are the arguments with which launch/train.py composes its `settings`."""
 
     model: str
     mix: str
@@ -55,23 +55,23 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        """Name of its folder, a function of its settings."""
+        """Name of the run and of its folder, a function of the settings."""
         return self.settings.name
 
     @property
     def seed(self) -> int:
-        """Seed of its training."""
+        """Training seed."""
         return self.settings.training.seed
 
     @property
     def folder(self) -> Path:
-        """Its folder, if no other folder holds the same run."""
+        """Folder that launch/train.py writes; an earlier run with the same settings may be in another one."""
         return Path(self.settings.output_dir) / self.name
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A run with the careers that it trains on and what it needs, from its token store or assumed without one."""
+    """A run with its training plan: from the token store, or from assumed sizes if there is no store yet."""
 
     run: SweepRun
     plan: TrainingPlan
@@ -85,18 +85,18 @@ class PlannedRun:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of the training."""
+        """Floating-point operations of the whole training."""
         per_token = flops_per_token(self.shape, self.run.settings.adapter, attended=self.work.attended)
         return per_token * self.work.tokens_per_epoch * self.plan.num_epochs
 
     @property
     def num_people(self) -> int:
-        """Different training people; in a plan without a store, all of them."""
+        """Number of careers that the run trains on."""
         return len(self.plan.order.rows)
 
 
 def list_runs(settings: SweepSettings, compose: Compose) -> tuple[SweepRun, ...]:
-    """Return the runs of a sweep, those of a mix together, each once.
+    """Return the distinct runs of a sweep, ordered by mix.
 
     Args:
         settings: of the sweep.
@@ -104,7 +104,7 @@ def list_runs(settings: SweepSettings, compose: Compose) -> tuple[SweepRun, ...]
 
     Raises:
         SettingsError: if settings of a run are invalid.
-        SweepError: if a run would not follow its whole schedule.
+        SweepError: if a run could stop before the end of its schedule.
     """
     grid = itertools.product(settings.mixes, settings.models, settings.shares, settings.seeds)
     more = ((each.mix, each.model, each.share, seed) for each in settings.more_runs.values() for seed in each.seeds)
@@ -154,7 +154,7 @@ def _run_of(
 
 
 def run_name(settings: RunSettings) -> str:
-    """Return a name that is a function of the settings that decide a run: model, data, seed and a fingerprint."""
+    """Return the name of a run, a function of its settings: model, data, share, seed and a fingerprint."""
     fractions = {corpus.fraction for corpus in settings.data.corpora.values()}
     share = f"-{fractions.pop():g}" if len(fractions) == 1 else ""
     ending = f"{share}-seed{settings.training.seed}-{settings_fingerprint(settings)}"
@@ -163,18 +163,18 @@ def run_name(settings: RunSettings) -> str:
 
 
 def locations_of(runs: Sequence[SweepRun]) -> dict[str, StoreLocation]:
-    """Return the location of the token store of each mix whose data are at hand."""
+    """Return the location of the token store of each mix whose data files are present."""
     locations = {}
     for run in first_of_mixes(runs).values():
         try:
             locations[run.mix] = locate_store(run.settings)
-        except LaborError:  # a plan allows missing data; preparation reports them
+        except LaborError:  # a plan needs no data files; preparation reports those that are missing
             continue
     return locations
 
 
 def first_of_mixes(runs: Sequence[SweepRun]) -> dict[str, SweepRun]:
-    """Return the run of each mix with most people, in whose folder the mix's baselines are."""
+    """Return the first run of each mix at its largest share; the baselines of the mix are in its folder."""
     first: dict[str, SweepRun] = {}
     for run in runs:
         if run.mix not in first or run.share > first[run.mix].share:
@@ -183,7 +183,7 @@ def first_of_mixes(runs: Sequence[SweepRun]) -> dict[str, SweepRun]:
 
 
 def unknown_mixes(runs: Sequence[SweepRun], locations: Mapping[str, StoreLocation]) -> dict[str, SweepRun]:
-    """Return the first run of each mix that has no token store yet, and cannot be planned without one."""
+    """Return the mixes that cannot be planned without a token store and have none yet, each with its first run."""
     return {
         mix: run
         for mix, run in first_of_mixes(runs).items()
@@ -192,20 +192,20 @@ def unknown_mixes(runs: Sequence[SweepRun], locations: Mapping[str, StoreLocatio
 
 
 def plan_runs(runs: Sequence[SweepRun], locations: Mapping[str, StoreLocation]) -> tuple[PlannedRun, ...]:
-    """Plan every run, from the token store of its mix, or from assumed sizes where there is none yet.
+    """Plan every run, from the token store of its mix, or from assumed sizes if there is no store yet.
 
     Raises:
-        LaborError: if training would raise, as far as a plan can know.
+        LaborError: if training would fail, as far as a plan can tell.
     """
     stores = {mix: open_store(location.folder) for mix, location in locations.items() if location.is_built}
     return tuple(plan_run(run, stores.get(run.mix)) for run in runs)
 
 
 def plan_run(run: SweepRun, store: TokenStore | None) -> PlannedRun:
-    """Plan one run.
+    """Plan one run, from its token store, or from assumed sizes if there is none.
 
     Raises:
-        LaborError: if training would raise, as far as a plan can know.
+        LaborError: if training would fail, as far as a plan can tell.
     """
     settings = run.settings
     if store is None:
@@ -219,7 +219,7 @@ def plan_run(run: SweepRun, store: TokenStore | None) -> PlannedRun:
 
 
 def point_of(run: SweepRun, store: TokenStore, folder: Path) -> SweepPoint:
-    """Return the point of a finished run in `folder`."""
+    """Return the row of points.csv for a finished run in `folder`."""
     planned, settings = plan_run(run, store), run.settings
     rows, shape = planned.plan.order.rows, planned.shape
     people = store.careers("train").table.select(["survey", "person"]).take(rows)
@@ -240,7 +240,7 @@ def point_of(run: SweepRun, store: TokenStore, folder: Path) -> SweepPoint:
 
 
 def num_non_embedding(shape: ModelShape) -> int:
-    """Return the number of weights that are in no matrix over the vocabulary."""
+    """Return the number of parameters outside the matrices over the vocabulary."""
     return shape.num_linear + shape.num_norms
 
 
@@ -255,7 +255,10 @@ def models_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
 
 
 def plan_table(name: str, planned: Sequence[PlannedRun], *, max_parallel: int = 1) -> FoldingTable:
-    """Return a table of the runs of a sweep with what they need, the sums, and the time of runs in parallel."""
+    """Return a table of what each run needs, and all of them together: tokens, FLOPs, time, disk space and dollars.
+
+    With `max_parallel` above 1 the caption has the time until all runs have ended.
+    """
     columns = (
         Column("model", "name"),
         Column("sources", "name"),
@@ -281,10 +284,10 @@ def plan_table(name: str, planned: Sequence[PlannedRun], *, max_parallel: int = 
 
 
 def queue_line(settings: SweepSettings, planned: Sequence[PlannedRun]) -> str:
-    """Return when an array of Slurm jobs is done that executes the runs: simulated, with all that plan.cluster holds.
+    """Return a line that says how long an array of Slurm jobs takes, simulated with the failures of plan.cluster.
 
     Raises:
-        SettingsError: if a run would be interrupted too often to end.
+        SettingsError: if failures would interrupt a run too often for it to finish.
     """
     held_out = {each.run.mix: find_held_out(each.run.settings) for each in planned}
     runs = [simulate_run(each.estimate(), held_out[each.run.mix]) for each in planned]
@@ -305,7 +308,7 @@ def run_cells(run: SweepRun) -> tuple[str, str, str, str]:
 
 
 def _needs(estimates: Sequence[ResourceEstimate]) -> tuple[str, str, str]:
-    """Return time, disk and dollars of runs together."""
+    """Return the total time, disk space and dollars of some runs, as cells of a table."""
     hours, dollars, disk = (
         sum(getattr(each, name) for each in estimates) for name in ("hours", "dollars", "disk_bytes")
     )
@@ -321,10 +324,10 @@ def _remarks(planned: Sequence[PlannedRun], estimates: Sequence[ResourceEstimate
     if at_once > 1:
         ends = [0.0] * at_once
         for each in estimates:
-            heapq.heapreplace(ends, ends[0] + each.hours)  # the next run starts when the first of those at work ends
+            heapq.heapreplace(ends, ends[0] + each.hours)  # the next run starts as soon as one ends
         yield f"{at_once} runs at a time take {_duration(max(ends))}"
     plan = planned[0].run.settings.plan
-    yield f"time of training on {plan.num_gpus} x {plan.gpu.name} and dollars are assumed"
+    yield f"training time on {plan.num_gpus} x {plan.gpu.name} and dollars are estimates"
     yield f"tokens of {'/'.join(map(str, sorted({each.plan.num_epochs for each in planned})))} epochs"
     if any(each.work.is_assumed for each in planned):
         yield "careers and tokens are assumed where no token store is prepared yet"

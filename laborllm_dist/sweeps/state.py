@@ -1,12 +1,12 @@
-"""Where the runs of a sweep are: on disk, in a process of this machine, or in Slurm's queue.
+"""The state of the runs of a sweep, from the folder of the sweep, the processes of this machine and Slurm's queue.
 
     sweeps/NAME/
         points.csv          a row for every run that is trained and scored (sweeps/points.py)
-        runs/RUN.json       what the sweep has last done with a run: its process or job, and how it has ended
-        logs/RUN.log        what its commands have printed
+        runs/RUN.json       the last thing the sweep did with a run: its process or job, and how it ended
+        logs/RUN.log        output of its commands
         lock, process.json  of the process that executes the sweep
 
-Whether a run is done is read from the run's own folder, by the fingerprint of its settings, whoever has trained it.
+A run is done if a run folder with the fingerprint of its settings holds its weights and scores, whoever trained it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep: its runs in order, the token store of each mix whose data are at hand, and the folder launch/."""
+    """A sweep: its runs in order, the token store of each mix whose data files are present, and the folder launch/."""
 
     settings: SweepSettings
     runs: tuple[SweepRun, ...]
@@ -59,25 +59,25 @@ class Sweep:
         return Path(self.settings.sweeps_dir) / self.settings.name
 
     def record_of(self, name: str) -> Path:
-        """File of what was last done with a run."""
+        """File with the record of a run."""
         return self.folder / "runs" / f"{name}.json"
 
     def log_of(self, name: str) -> Path:
-        """File of what the commands of a run print."""
+        """File with the output of the commands of a run."""
         return self.folder / "logs" / f"{name}.log"
 
     def store_of(self, run: SweepRun) -> TokenStore | None:
-        """Return the token store of a run; None: not prepared yet."""
+        """Return the token store of a run; None if it is not prepared yet."""
         location = self.locations.get(run.mix)
         return open_store(location.folder) if location is not None and location.is_built else None
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord(Strict):
-    """A process and its group, recognized also when its number has been given to another one."""
+    """A process, told apart from later processes with the same number."""
 
     number: int
-    born: str  # in ticks since the boot
+    born: str  # start time, in ticks since boot
     boot: str
     host: str
 
@@ -101,18 +101,18 @@ class ProcessRecord(Strict):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord(Strict):
-    """What a sweep has last done with a run."""
+    """The last thing that a sweep did with a run."""
 
     state: Literal["queued", "running", "stopped", "failed"]
     step: str = ""  # prepare, baselines, train or evaluate
     log: str = ""
-    process: ProcessRecord | None = None  # the first of its group
-    job: str | None = None  # of Slurm
+    process: ProcessRecord | None = None  # leader of its process group
+    job: str | None = None  # Slurm job
     last_line: str = ""
 
 
 def read_record(path: Path) -> RunRecord | None:
-    """Return a record; None if there is none that can be read."""
+    """Return a record; None if it is missing or unreadable."""
     with contextlib.suppress(OSError, NotJsonError, SettingsError):
         return read_settings(RunRecord, read_json_object(path))
     return None
@@ -126,8 +126,8 @@ def write_record(path: Path, record: RunRecord) -> None:
 def finished_folders(sweep: Sweep) -> dict[str, Path]:
     """Return the folders of the runs that are trained and scored, by the runs' names.
 
-    A folder counts whatever its name is and whoever has trained it, if its fingerprint is that of the run's settings,
-    data and weights, and it was scored with the same settings of the evaluation.
+    A folder counts, whatever its name and whoever trained it, if its fingerprint is that of the run's settings, data
+    and initial weights, and it was scored with the same evaluation settings.
     """
     folders: dict[str, Path] = {}
     for output_dir in dict.fromkeys(run.settings.output_dir for run in sweep.runs):
@@ -165,7 +165,7 @@ def _points(sweep: Sweep, folders: Mapping[str, Path]) -> Iterator[SweepPoint]:
 
 
 def queued_jobs() -> dict[str, str]:
-    """Return Slurm's state of every job of this user that has not ended, by its number; empty without Slurm.
+    """Return the Slurm state of each of this user's jobs in the queue, by job number; empty without Slurm.
 
     Raises:
         SweepError: if squeue fails or does not answer.
@@ -184,7 +184,7 @@ def queued_jobs() -> dict[str, str]:
 
 
 def members_of(group: int) -> list[int]:
-    """Return the processes of a group that have not ended (Linux)."""
+    """Return the running processes of a process group (Linux)."""
     members = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -195,7 +195,7 @@ def members_of(group: int) -> list[int]:
 
 
 def end_groups(groups: Iterable[int], *, seconds: float = STOP_SECONDS) -> None:
-    """Ask process groups to stop, all at once, and wait until all of them have; after `seconds` they are killed."""
+    """Ask process groups to stop, all at once, and wait until all of their processes have; after `seconds`, kill them."""
     deadline, left = time.monotonic() + seconds, list(groups)
     _send(left, signal.SIGTERM)
     while left := [group for group in left if members_of(group)]:
@@ -211,7 +211,7 @@ def _send(groups: Iterable[int], number: signal.Signals) -> None:
 
 
 def status_table(sweep: Sweep) -> FoldingTable:
-    """Return a table of the runs: state, step, losses, and the score on test people."""
+    """Return a table of the runs: state, step, training and validation loss, and the loss on the test people."""
     columns = (
         Column("model", "name"),
         Column("sources", "name"),
@@ -240,7 +240,7 @@ def status_table(sweep: Sweep) -> FoldingTable:
         )  # fmt: skip
         if record is not None and state == "failed":
             failures.append(f"{run.name}: {record.last_line} ({record.log})")
-    done = f"{len(folders)} of {len(sweep.runs)} runs are done; losses in nats, train by token, the others by title"
+    done = f"{len(folders)} of {len(sweep.runs)} runs are done; losses in nats: train per token, the others per title"
     table.caption = "\n".join([done, *failures])
     return table
 
@@ -250,9 +250,9 @@ def state_of(run: SweepRun, record: RunRecord | None, folders: Mapping[str, Path
 
     Args:
         run: the run.
-        record: what the sweep has last done with it.
-        folders: of the runs that are done.
-        jobs: Slurm's state of the jobs that have not ended.
+        record: the last thing that the sweep did with it.
+        folders: folders of the runs that are done, by name.
+        jobs: Slurm state of the jobs in the queue, by number.
     """
     if run.name in folders:
         return "done"
@@ -269,7 +269,7 @@ def state_of(run: SweepRun, record: RunRecord | None, folders: Mapping[str, Path
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """Return the newest number of each metric in a run's metrics.jsonl; empty if there is none."""
+    """Return the latest value of each metric in a run's metrics.jsonl; empty if there is no such file."""
     numbers: dict[str, float] = {}
     path = RunDirectory(folder, "").metrics
     if path.is_file():

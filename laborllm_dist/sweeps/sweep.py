@@ -1,4 +1,4 @@
-"""A sweep from settings to points.csv: list its runs, show what they need, execute them, show where they are."""
+"""The actions of launch/sweep.py: list the runs of a sweep, execute them, show their status, or cancel them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from laborllm_dist.sweeps.state import Sweep, status_table
 
 
 def open_sweep(settings: SweepSettings, compose: Compose, scripts: Path) -> Sweep:
-    """Return a sweep with its runs.
+    """Return a sweep: its runs, and where their token stores are.
 
     Args:
         settings: of the sweep.
-        compose: returns the settings of launch/train.py for its arguments.
+        compose: composes the settings of launch/train.py from its arguments.
         scripts: the folder launch/.
 
     Raises:
-        LaborError: if settings of a run are invalid.
+        LaborError: if the settings of a run are invalid.
     """
     runs = list_runs(settings, compose)
     return Sweep(settings, runs, locations_of(runs), scripts)
 
 
 def act(sweep: Sweep) -> None:
-    """Do what `action` says.
+    """Perform the action of the settings.
 
     Raises:
-        LaborError: if the sweep cannot be listed, executed, shown or stopped; or if runs have failed.
+        LaborError: if the action fails, or if a run has failed.
     """
     settings, action = sweep.settings, sweep.settings.action
     unprepared = prepare_unknown(sweep) if action == "run" else set()

@@ -124,15 +124,15 @@ def test_the_page_says_what_a_draw_is_and_which_sign_the_constant_may_have(law: 
         return " ".join(law_page(numbers, draw_figures(numbers)).split())
 
     no_noise = dataclasses.replace(law.numbers.noise, runs=None)
-    assert "A draw adds to each run the noise that runs have of their own." in words()
-    assert "A draw resamples the test people, the same for all runs, and adds to each run" in words(
+    assert "A draw adds independent noise to each run." in words()
+    assert "A draw resamples the test people, the same for all runs, and adds independent noise to each run." in words(
         num_people=300, num_observations=900
     )
     assert "A draw resamples the test people, the same for all runs." in words(
         num_people=300, num_observations=900, noise=no_noise
     )
     assert "may be negative" not in words()
-    assert "(<i>E</i>, which is 0 in truth, may be negative)" in words(is_excess=True)
+    assert "(<i>E</i>, whose true value is 0, may be negative)" in words(is_excess=True)
 
 
 def test_the_page_has_the_numbers_and_fetches_nothing(law: LawResult) -> None:
@@ -188,7 +188,7 @@ def test_baselines_stand_on_the_page_and_in_every_table(law: LawResult) -> None:
     for text in (section, console.export_text()):
         plain = " ".join(re.sub(r"<[^>]+>", " ", text).split())
         assert all(each in plain for each in ("1.9876", "1.5", "1.25", "7.5", "no amount")), plain
-        assert "at 2,500,000 parameters (1,500,000 to endless)" in plain
+        assert "at 2,500,000 parameters (1,500,000 to infinite)" in plain
         assert "at no model size" in plain
     tables = {each.name: each.content for each in export_tables(numbers)}
     rows = list(csv.DictReader(io.StringIO(tables["law_baselines.csv"])))[: 2 + len(by_size)]
