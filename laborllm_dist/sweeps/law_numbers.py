@@ -65,6 +65,10 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
     drawn = data.fit(form, loss_FP)
     has_interval = len(loss_FP) > 1
     frontier, why_none = _frontier(drawn, data) if form.name == "additive" else (None, _NO_FRONTIER)
+    parameters = {name: _estimate(values) for name, values in drawn.parameters().items()}
+    notes = [*_notes(points, noise, has_interval=has_interval), *([why_none] if why_none else [])]
+    if losses.is_excess and not _may_be_zero(parameters["E"]):
+        notes.append(_EXCESS_LEFT.format(form=form.name))
     return LawNumbers(
         form=form.name,
         method=settings.method,
@@ -78,7 +82,7 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
         num_observations=losses.num_observations,
         bootstrap_draws=settings.bootstrap_draws if has_interval else 0,
         seed=settings.seed,
-        parameters={name: _estimate(values) for name, values in drawn.parameters().items()},
+        parameters=parameters,
         parameters_other_count={name: float(value[0]) for name, value in other.fit(form).parameters().items()},
         forms=forms,
         noise=noise,
@@ -88,12 +92,20 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
         baselines=_baselines(drawn, data, losses),
         points=_point_numbers(data, losses, drawn),
         scores=_sources(losses),
-        notes=(*_notes(points, noise, has_interval=has_interval), *([why_none] if why_none else [])),
+        notes=tuple(notes),
         fits=drawn,
     )
 
 
 _NO_FRONTIER = "this form has no compute-optimal frontier: it would put all compute into either parameters or data"
+_EXCESS_LEFT = (
+    "the interval of E does not contain 0, the true value of an excess; do not extrapolate the {form} form beyond these "
+    "runs"
+)
+
+
+def _may_be_zero(estimate: Estimate) -> bool:
+    return estimate.low is None or estimate.high is None or estimate.low <= 0 <= estimate.high
 
 
 def _check_logarithms(losses: FloatArray, settings: FitLawSettings) -> None:

@@ -195,7 +195,7 @@ def members_of(group: int) -> list[int]:
 
 
 def end_groups(groups: Iterable[int], *, seconds: float = STOP_SECONDS) -> None:
-    """Ask process groups to stop, all at once, and wait until all of their processes have; after `seconds`, kill them."""
+    """Ask process groups to stop, all at once, and wait until all of them have; after `seconds`, kill them."""
     deadline, left = time.monotonic() + seconds, list(groups)
     _send(left, signal.SIGTERM)
     while left := [group for group in left if members_of(group)]:

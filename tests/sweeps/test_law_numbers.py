@@ -218,6 +218,18 @@ def test_the_constant_of_an_excess_has_an_interval_on_both_sides_of_0() -> None:
     assert plain.parameters["E"].low == 0
 
 
+def test_an_excess_whose_constant_is_not_0_gets_a_note() -> None:
+    """The losses have E 1.8 or so; taken for an excess, they say that something is left with infinite data."""
+    points = grid()
+    loss_P = np.array([law(SIZES[each.size], each.num_observations) for each in points])
+    loss_P += np.random.default_rng(3).normal(0, 0.002, len(points))
+    draws_DP = loss_P + np.random.default_rng(4).normal(0, 0.002, (60, len(points)))
+    for constant, is_excess, has_note in ((E, True, True), (0.0, True, False), (E, False, False)):
+        losses = SweepLosses(loss_P - E + constant, draws_DP - E + constant, is_excess, 100, 100, (), None)
+        notes = analyze_law(points, losses, settings(form="additive")).notes
+        assert any("E does not contain 0" in note for note in notes) is has_note
+
+
 def test_losses_and_excess_are_those_of_the_score_tables(tmp_path: Path) -> None:
     """Five observations of three people; log-probabilities are halvings."""
     halvings = {"60k": (3, 2, 4, 1, 2), "250k": (2, 2, 3, 1, 2), "1m": (2, 1, 3, 1, 1)}
