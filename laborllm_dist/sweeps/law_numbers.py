@@ -99,8 +99,8 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
 
 _NO_FRONTIER = "this form has no compute-optimal frontier: it would put all compute into either parameters or data"
 _EXCESS_LEFT = (
-    "the interval of E does not contain 0, the true value of an excess; do not extrapolate the {form} form beyond these "
-    "runs"
+    "the interval of E does not contain 0, the true value of an excess; do not extrapolate the {form} form beyond "
+    "these runs"
 )
 
 
