@@ -58,7 +58,7 @@ def _lines(
         full, value = f"{path}.{name}" if path else name, values.get(name, default_of(kind, name))
         inner = inner_type(field_kind, value)
         member = typing.get_args(inner)[1] if typing.get_origin(inner) is dict else None
-        if member is not None and isinstance(value, Mapping) and dataclasses.is_dataclass(inner_type(member)):
+        if member is not None and value and isinstance(value, Mapping) and dataclasses.is_dataclass(inner_type(member)):
             groups += [(f"{full}.{key}", inner_type(member, each), each) for key, each in value.items()]
         elif dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
             groups.append((full, inner, value))
@@ -100,7 +100,7 @@ def choices(conf: Path, path: str) -> list[str]:
 
 
 def type_text(kind: Any) -> str:
-    """Return a type in words: choices as `a, b`, numbers with their range, null for None."""
+    """Return a type in words: choices as `a, b`, numbers with their range, null for None, a group as its settings."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return ", ".join(str(choice) for choice in inner)
@@ -113,6 +113,8 @@ def type_text(kind: Any) -> str:
         return f"list of {type_text(inner[0])}"
     if origin in (dict, Mapping):
         return f"map of {type_text(inner[0])} to {type_text(inner[1])}"
+    if dataclasses.is_dataclass(kind):
+        return "{" + ", ".join(field.name for field in dataclasses.fields(kind)) + "}"
     return _WORDS[kind]
 
 

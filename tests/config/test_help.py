@@ -9,6 +9,7 @@ import pytest
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.config.run import RunSettings
+from laborllm_dist.config.sweep import SweepSettings
 
 
 def shown(
@@ -43,6 +44,17 @@ def test_all_settings_are_shown_with_overrides_and_within_the_terminal(
     assert text.startswith("Train.\n\nSettings with their values now")
     assert "    first_year: 1981 " in text and "  stage: 3 " in text and "  corpora.nlsy97:" in text
     assert max(map(len, text.splitlines()[6:])) <= 90
+
+
+def test_an_empty_map_of_groups_is_shown_with_the_settings_of_a_group(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--help", "more_runs"])
+    with pytest.raises(SystemExit):
+        launch(SweepSettings, "sweep", lambda settings: None, "Sweep.")
+    assert " ".join(capsys.readouterr().out.split()).endswith(
+        "more_runs: {} Runs beside the grid, by any name. [map of text to {model, mix, share, seeds}]"
+    )
 
 
 def test_a_setting_that_is_not_there_is_named_with_the_nearest(
