@@ -186,4 +186,4 @@ def _whole(value: float) -> str:
 
 
 def _parameters(value: float) -> str:
-    return "infinite" if math.isinf(value) else format_count(round(value))
+    return "infinite" if math.isinf(value) else format_significant(value, 3)

@@ -188,7 +188,7 @@ def test_baselines_stand_on_the_page_and_in_every_table(law: LawResult) -> None:
     for text in (section, console.export_text()):
         plain = " ".join(re.sub(r"<[^>]+>", " ", text).split())
         assert all(each in plain for each in ("1.9876", "1.5", "1.25", "7.5", "no amount")), plain
-        assert "at 2,500,000 parameters (1,500,000 to infinite)" in plain
+        assert "at 2.5e6 parameters (1.5e6 to infinite)" in plain
         assert "at no model size" in plain
     tables = {each.name: each.content for each in export_tables(numbers)}
     rows = list(csv.DictReader(io.StringIO(tables["law_baselines.csv"])))[: 2 + len(by_size)]
