@@ -148,6 +148,8 @@ def _refuse_large_row_groups(path: Path, metadata: pq.FileMetaData, names: set[s
     columns = [at for at in range(metadata.num_columns) if metadata.schema.column(at).path in names]
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
+        if group.total_byte_size <= _LARGEST_ROW_GROUP:
+            continue  # of a damaged column's metadata pyarrow does not raise: it ends the process
         size = sum(group.column(at).total_uncompressed_size for at in columns)
         if size > _LARGEST_ROW_GROUP:
             raise DataFileError(
